@@ -117,7 +117,7 @@ class VggtQwen3Config(PreTrainedConfig):
         image_token_id: the placeholder that the visual tokens replace (`<|image_pad|>`).
         vision_start_token_id, vision_end_token_id: the tokens around the placeholders.
         use_geometry_tokens: one token a view with known camera, before the latents.
-        task_weights: task name -> weight of its loss. The order of the names gives the task ids of a batch.
+        task_weights: task name -> weight λ of its loss. Task ids number the names in alphabetical order.
     """
 
     model_type = "vggt_qwen3"
@@ -150,6 +150,11 @@ class VggtQwen3Config(PreTrainedConfig):
             self.task_weights = dict.fromkeys(DEFAULT_TASKS, 1.0)
         self._check_feature_layers()
         super().__post_init__(**kwargs)
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names in the order of their ids; alphabetical, since JSON does not keep the order of keys."""
+        return sorted(self.task_weights)
 
     def _check_feature_layers(self) -> None:
         depth = self.vision_config.num_hidden_layers
