@@ -1,0 +1,438 @@
+"""VGGT encoder, Perceiver resampler, geometry tokens and Qwen3: the vision-language model.
+
+Every argument of `forward` is a key of the batch table in the processor's module docstring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel, Qwen3Model
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
+
+from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtQwen3Config
+from .loading_vggt_qwen3 import StrictLoadingMixin
+from .modeling_perceiver import GeometryTokens, PerceiverResampler, PointEmbedding, SceneGeometry
+from .modeling_vggt import VggtModel
+
+IGNORE_INDEX = -100
+GEOMETRY_KEYS = (
+    "geometry_mask",
+    "ref_from_cam",
+    "intrinsics",
+    "depth_hist",
+    "patch_points",
+    "patch_points_mask",
+)
+SCENE_KEYS = ("view_mask", "patch_mask", *GEOMETRY_KEYS)
+PREFILL_KEYS = ("pixel_values", "world_from_ref", *SCENE_KEYS)
+AUTO_MAP = {
+    "AutoConfig": "configuration_vggt_qwen3.VggtQwen3Config",
+    "AutoProcessor": "processing_vggt_qwen3.VggtQwen3Processor",
+    "AutoImageProcessor": "image_processing_vggt_qwen3.VggtQwen3ImageProcessor",
+    **dict.fromkeys(
+        ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+        "modeling_vggt_qwen3.VggtQwen3ForConditionalGeneration",
+    ),
+}
+
+
+@dataclass
+class VisualTokens(ModelOutput):
+    """What a scene contributes to the text sequence.
+
+    Attributes:
+        pooler_output: [S, N, text width]; a scene's geometry tokens, then its latents.
+        mask: bool [S, N], False at geometry tokens of padded views and of scenes without cameras.
+    """
+
+    pooler_output: torch.FloatTensor | None = None
+    mask: torch.BoolTensor | None = None
+
+
+@dataclass
+class VggtQwen3Output(CausalLMOutputWithPast):
+    """Loss, logits (None in training, where only labelled positions are computed) and cache."""
+
+
+class VggtQwen3PreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+    config: VggtQwen3Config
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Qwen3DecoderLayer", "PerceiverLayer", "VggtBlock"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False
+    accepts_loss_kwargs = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PerceiverResampler):
+            init.normal_(module.latents, mean=0.0, std=self.config.perceiver_config.initializer_range)
+        elif isinstance(module, PointEmbedding):
+            init.zeros_(module.missing)
+
+
+class VggtQwen3Model(VggtQwen3PreTrainedModel):
+    """The model without its language head: `vision_model`, `resampler`, `geometry_tokens`, `language_model`."""
+
+    def __init__(self, config: VggtQwen3Config) -> None:
+        super().__init__(config)
+        text_width = config.text_config.hidden_size
+        self.vision_model = VggtModel(config.vision_config)
+        self.resampler = PerceiverResampler(config.perceiver_config, config.vision_config, text_width)
+        self.geometry_tokens = (
+            GeometryTokens(text_width, config.perceiver_config.hidden_size) if config.use_geometry_tokens else None
+        )
+        self.language_model = Qwen3Model(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        view_mask: torch.Tensor | None = None,
+        patch_mask: torch.Tensor | None = None,
+        **geometry: torch.Tensor | None,
+    ) -> VisualTokens:
+        """Encodes S scenes into visual tokens.
+
+        Args:
+            pixel_values: uint8, or float in [0, 1], [S, V, 3, H, W].
+            view_mask: bool [S, V], False for padded views; None = all valid.
+            patch_mask: bool [S, V, P], False for padded patches; None = all valid.
+            **geometry: the tensors of `SceneGeometry`, all or none.
+
+        Raises:
+            ValueError: for part of the geometry, or geometry that is not float32.
+        """
+        if view_mask is not None and bool(view_mask.all()):
+            view_mask = None  # one host read here keeps the encoder free of masks, the fast path
+        features = self.encode_views(pixel_values, view_mask)
+        scene_geometry = _collect_geometry(geometry, pixel_values.shape[-2:])
+        num_patches = next(iter(features.values())).shape[2]
+        latents = self.resampler(features, scene_geometry, _merge_masks(view_mask, patch_mask, num_patches))
+        mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
+        if self.geometry_tokens is None or scene_geometry is None:
+            return VisualTokens(pooler_output=latents, mask=mask)
+
+        tokens = self.geometry_tokens(scene_geometry).to(latents.dtype)
+        if self.training:  # every rank must give these parameters a gradient, also where no scene has cameras
+            latents = latents + 0.0 * tokens.sum()
+        tokens_mask = scene_geometry.geometry_mask[:, None].expand(tokens.shape[:2])
+        if view_mask is not None:
+            tokens_mask = tokens_mask & view_mask
+        return VisualTokens(
+            pooler_output=torch.cat((tokens, latents), dim=1), mask=torch.cat((tokens_mask, mask), dim=1)
+        )
+
+    def encode_views(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None) -> dict[int, torch.Tensor]:
+        """Patch tokens [S, V, P, channels] of the encoder layers that the resampler reads.
+
+        A frozen encoder keeps no graph.
+        """
+        trainable = any(p.requires_grad for p in self.vision_model.parameters())
+        with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
+            outputs = self.vision_model(
+                pixel_values, view_mask=view_mask, feature_layers=self.config.perceiver_config.feature_layers
+            )
+        start = outputs.patch_start_idx
+        return {
+            layer: maps if layer == PATCH_EMBEDDING_LAYER else maps[:, :, start:]
+            for layer, maps in outputs.feature_maps.items()
+        }
+
+    def embed(
+        self, input_ids: torch.Tensor, visual: VisualTokens | None, scene_index: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Token embeddings [B, T, width] with the visual tokens in place of the placeholders.
+
+        Raises:
+            ValueError: where a row's placeholders and its scene's visual tokens differ in number; names both.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        placeholders = input_ids == self.config.image_token_id
+        if visual is None:
+            _check_counts(placeholders.sum(1), torch.zeros_like(input_ids[:, 0]))
+            return embeds
+        scene_index = self._check_scene_index(scene_index, len(input_ids), len(visual.mask), input_ids.device)
+        mask = visual.mask[scene_index]
+        _check_counts(placeholders.sum(1), mask.sum(1))
+        tokens = visual.pooler_output[scene_index][mask].to(embeds.dtype)  # rows in order, as the placeholders are
+        return embeds.masked_scatter(placeholders.unsqueeze(-1), tokens)
+
+    @staticmethod
+    def _check_scene_index(
+        scene_index: torch.Tensor | None, num_samples: int, num_scenes: int, device: torch.device
+    ) -> torch.Tensor:
+        if scene_index is None:
+            if num_scenes != num_samples:
+                raise ValueError(
+                    f"{num_samples} rows of text look at {num_scenes} scenes: pass scene_index [{num_samples}], "
+                    "the scene of each row"
+                )
+            return torch.arange(num_samples, device=device)
+        if scene_index.shape != (num_samples,):
+            raise ValueError(f"scene_index has shape {tuple(scene_index.shape)}; the {num_samples} rows want one each")
+        return scene_index
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        scene_index: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Batch table -> the text model's output; the scene's other tensors come as keywords."""
+        scene = {key: kwargs.pop(key, None) for key in SCENE_KEYS}
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            visual = None if pixel_values is None else self.get_image_features(pixel_values, **scene)
+            continues = visual is None and past_key_values is not None and past_key_values.get_seq_length() > 0
+            inputs_embeds = (
+                self.get_input_embeddings()(input_ids) if continues else self.embed(input_ids, visual, scene_index)
+            )
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixin):
+    """Answers questions about photographs of a room, in words or as RoomPlan-style actions.
+
+    ```python
+    inputs = processor(images=views, text=prompt)
+    answer = processor.batch_decode(model.generate(**inputs)[:, inputs["input_ids"].shape[1]:])
+    ```
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: VggtQwen3Config) -> None:
+        super().__init__(config)
+        self.model = VggtQwen3Model(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+        self.generation_config.suppress_tokens = [
+            config.image_token_id,
+            config.vision_start_token_id,
+            config.vision_end_token_id,
+        ]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> VisualTokens:
+        """See `VggtQwen3Model.get_image_features`."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        view_mask: torch.Tensor | None = None,
+        patch_mask: torch.Tensor | None = None,
+        scene_index: torch.Tensor | None = None,
+        geometry_mask: torch.Tensor | None = None,
+        ref_from_cam: torch.Tensor | None = None,
+        intrinsics: torch.Tensor | None = None,
+        depth_hist: torch.Tensor | None = None,
+        patch_points: torch.Tensor | None = None,
+        patch_points_mask: torch.Tensor | None = None,
+        world_from_ref: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        task_ids: torch.Tensor | None = None,
+        token_weights: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> VggtQwen3Output:
+        """Batch table -> loss and logits.
+
+        Args:
+            labels, task_ids, token_weights: [B, T]; see `answer_loss`.
+            num_items_in_batch: float [tasks], the weight of each task's answer tokens over the whole optimizer step;
+                None = over this batch.
+            world_from_ref: only serves decoding; accepted so that a whole batch can be passed on.
+            logits_to_keep: last positions (or indices) to compute logits of; 0 = all.
+
+        Returns:
+            loss where labels are given; logits [B, kept, vocabulary], None in training.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            scene_index=scene_index,
+            view_mask=view_mask,
+            patch_mask=patch_mask,
+            geometry_mask=geometry_mask,
+            ref_from_cam=ref_from_cam,
+            intrinsics=intrinsics,
+            depth_hist=depth_hist,
+            patch_points=patch_points,
+            patch_points_mask=patch_points_mask,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        loss = None
+        if labels is not None:
+            loss = self.answer_loss(hidden, labels, task_ids, token_weights, num_items_in_batch)
+        logits = None
+        if labels is None or not self.training:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept])
+        return VggtQwen3Output(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def answer_loss(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        task_ids: torch.Tensor | None = None,
+        token_weights: torch.Tensor | None = None,
+        denominators: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Sum over tasks of λ_task · (Σ w·cross-entropy / Σ w); logits only where there is a label.
+
+        Args:
+            hidden: [B, T, width]; position t predicts label t + 1.
+            labels: int64 [B, T], -100 where there is none.
+            task_ids: int64 [B, T] into `config.task_names`; None = one task of weight 1.
+            token_weights: float32 [B, T]; None = 1 everywhere.
+            denominators: float [tasks], Σ w of each task over all micro-batches and ranks; None = this batch alone.
+
+        Returns:
+            float32 scalar; 0 with a graph where no token is labelled.
+        """
+        num_tasks = len(self.config.task_names)
+        labelled = labels[:, 1:] != IGNORE_INDEX
+        logits = self.lm_head(hidden[:, :-1][labelled]).float()
+        losses = F.cross_entropy(logits, labels[:, 1:][labelled], reduction="none")
+        weights = torch.ones_like(losses) if token_weights is None else token_weights[:, 1:][labelled]
+        if task_ids is None:
+            tasks, task_weights = torch.zeros_like(labels[:, 1:][labelled]), losses.new_ones(num_tasks)
+        else:
+            tasks = task_ids[:, 1:][labelled]
+            task_weights = losses.new_tensor([self.config.task_weights[name] for name in self.config.task_names])
+        if denominators is None:
+            denominators = losses.new_zeros(num_tasks).index_add(0, tasks, weights)
+        scale = task_weights / denominators.to(losses.dtype).clamp_min(torch.finfo(losses.dtype).tiny)
+        return (losses * weights * scale.expand(num_tasks)[tasks]).sum()
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Images and cameras take part in the first step alone, unless there is no cache to remember them."""
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for key in (*PREFILL_KEYS, "scene_index"):
+                model_inputs.pop(key, None)
+        return model_inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Beams and samples repeat the rows of text, never the scenes they look at."""
+        scene = {key: model_kwargs.pop(key) for key in PREFILL_KEYS if key in model_kwargs}
+        if scene.get("pixel_values") is not None and model_kwargs.get("scene_index") is None:
+            model_kwargs["scene_index"] = self.model._check_scene_index(
+                None, len(input_ids), len(scene["pixel_values"]), input_ids.device
+            )
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, **scene}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Saves weights, configuration and this code, so that every Auto class finds them with remote code trusted."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+
+
+def _collect_geometry(
+    tensors: dict[str, torch.Tensor | None], image_size: tuple[int, int]
+) -> SceneGeometry | None:
+    given = {key: value for key, value in tensors.items() if value is not None}
+    if not given:
+        return None
+    missing = [key for key in GEOMETRY_KEYS if key not in given]
+    if missing:
+        raise ValueError(f"geometry is incomplete: {missing} missing beside {sorted(given)}; the processor makes all")
+    return SceneGeometry(**given, image_size=tuple(image_size))
+
+
+def _merge_masks(
+    view_mask: torch.Tensor | None, patch_mask: torch.Tensor | None, num_patches: int
+) -> torch.Tensor | None:
+    """Bool [S, V, P] of the patches that take part, or None for all."""
+    if view_mask is None:
+        return patch_mask
+    views = view_mask.unsqueeze(-1).expand(*view_mask.shape, num_patches)
+    return views if patch_mask is None else views & patch_mask
+
+
+def _check_counts(num_placeholders: torch.Tensor, num_visual: torch.Tensor) -> None:
+    differ = num_placeholders != num_visual
+    if bool(differ.any()):
+        row = int(differ.nonzero()[0, 0])
+        raise ValueError(
+            f"row {row} has {int(num_placeholders[row])} image placeholders for {int(num_visual[row])} visual tokens; "
+            "let the processor of this model write both, with the same num_latents and geometry"
+        )
+
+
+VggtQwen3Config.register_for_auto_class()
+VggtQwen3ForConditionalGeneration.register_for_auto_class("AutoModel")
+
+__all__ = ["VggtQwen3ForConditionalGeneration", "VggtQwen3Model", "VggtQwen3PreTrainedModel"]
