@@ -57,10 +57,8 @@ class TextField:
             raise ActionError(f"{where} is {_shown(value)}, wanted a string")
         if not 1 <= len(value) <= self.max_chars:
             raise ActionError(f"{where} has {len(value)} characters, wanted 1 to {self.max_chars}")
-        if value != value.strip() or any(char in '"\\' or ord(char) < 32 for char in value):
-            raise ActionError(
-                f"{where} is {value!r}: quotes, backslashes, control characters and outer spaces are refused"
-            )
+        if not re.fullmatch(self.pattern, value):
+            raise ActionError(f"{where} is {value!r}, wanted no quote, backslash, control character or outer space")
         return value
 
     def text(self, value: str) -> str:
