@@ -97,6 +97,9 @@ WALL_THINGS = {
 CATALOGUE = {**FURNITURE, **TABLETOP, **WALL_THINGS}
 CLASSES = (*CATALOGUE, "wall", "floor", "ceiling")
 
+_TURNS = np.linspace(0, 2 * np.pi, 36, endpoint=False)
+_AROUND = np.stack([np.cos(_TURNS), np.sin(_TURNS), np.zeros_like(_TURNS)], axis=-1)
+
 _IRREGULAR_PLURALS = {
     "bench": "benches",
     "dresser": "dressers",
@@ -129,4 +132,6 @@ def make(label: str, rng: np.random.Generator, *, round_top: bool = False, color
     parts = Parts(rng)
     entry.builder(parts, size, jittered(rng, COLORS[name]), f.wood_or_metal(rng))
     primitives, exact_size = parts.build()
+    if entry.kind == "round":
+        exact_size[:2] = 2 * primitives.reach(_AROUND).max()
     return SceneObject(label, entry.kind, name if entry.color_told else None, primitives, exact_size)

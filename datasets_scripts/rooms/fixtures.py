@@ -192,8 +192,5 @@ def books(p: Parts, s: np.ndarray, color: np.ndarray, accent: np.ndarray) -> Non
     for index in range(count):
         rgb = jittered(p.rng, COLORS[names[p.rng.integers(len(names))]], 0.08) * 0.9
         shrink = p.rng.uniform(0, 0.05) if index else 0
-        low, high = (
-            (-w / 2 + shrink, -d / 2 + shrink, index * h / count),
-            (w / 2 - shrink, d / 2 - shrink, (index + 1) * h / count - 0.003),
-        )
-        p.box(low, high, rgb)
+        bottom, top = index * h / count, (index + 1) * h / count - 0.003
+        p.box((-w / 2 + shrink, -d / 2 + shrink, bottom), (w / 2 - shrink, d / 2 - shrink, top), rgb)

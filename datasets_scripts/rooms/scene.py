@@ -52,15 +52,20 @@ class Primitives:
             self.texture,
         )
 
+    def reach(self, directions: np.ndarray) -> np.ndarray:
+        """Return how far the primitives reach along each of the unit vectors [D, 3] from the origin, exactly, [D]."""
+        local = np.abs(np.einsum("nij,di->ndj", self.rotation, directions)) * self.half[:, None]  # [N, D, 3]
+        corner = local.sum(-1)
+        ball = np.sqrt((local**2).sum(-1))
+        disc = np.hypot(local[..., 0], local[..., 1]) + local[..., 2]
+        shape = self.shape[:, None]
+        reach = np.select([shape == ELLIPSOID, shape == CYLINDER], [ball, disc], corner)
+        return (self.center @ directions.T + reach).max(0)
+
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the exact lower and upper corners [3], [3] of the axis-aligned box around all primitives."""
-        scaled = np.abs(self.rotation) * self.half[:, None, :]  # [N, axis, canonical axis]
-        reach = scaled.sum(-1)
-        ball = np.sqrt((scaled**2).sum(-1))
-        disc = np.sqrt((scaled[..., :2] ** 2).sum(-1)) + scaled[..., 2]
-        reach = np.where((self.shape == ELLIPSOID)[:, None], ball, reach)
-        reach = np.where((self.shape == CYLINDER)[:, None], disc, reach)
-        return (self.center - reach).min(0), (self.center + reach).max(0)
+        reach = self.reach(np.concatenate([-np.eye(3), np.eye(3)]))
+        return -reach[:3], reach[3:]
 
 
 @dataclass
