@@ -1,0 +1,90 @@
+"""Trains the model: configuration -> processor, model, trainable set, data, trainer -> outputs/<run>/.
+
+    python train.py                                            the embedded default: procedural rooms, tiny model
+    python train.py --config stage1_3dqa.yaml                  a recipe from configs/
+    accelerate launch train.py --deepspeed ds_zero3.json       one CPU, one GPU or many
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from typing import Any
+
+from transformers import set_seed
+from transformers.utils import logging as library_logging
+
+from training.arguments import DataArguments, ModelArguments, SceneTrainingArguments, parse_arguments, uses_deepspeed
+from training.assembly import load_model
+from training.checkpoints import find_checkpoint
+from training.data import SceneDataset
+from training.embedded import embedded_dataset
+from training.freezing import set_trainable
+from training.launch import prepare_process, refuse_data_parallel
+from training.trainer import SceneTrainer
+
+logger = logging.getLogger("train")
+
+
+def main(argv: list[str] | None = None) -> SceneTrainer:
+    """Runs one training from the command line's settings and returns its trainer."""
+    argv = sys.argv[1:] if argv is None else argv
+    prepare_process(uses_deepspeed(argv))
+    model_args, data_args, args = parse_arguments(argv)
+    refuse_data_parallel(args.n_gpu)
+    _set_up_logging(args)
+    set_seed(args.seed)
+
+    with args.main_process_first(desc="data"):
+        data_args.dataset = data_args.dataset or [embedded_dataset()]
+    checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    train_dataset = _dataset(data_args, "train", data_args.max_train_samples)
+    eval_dataset = None
+    if args.eval_strategy != "no":
+        eval_dataset = _dataset(data_args, data_args.eval_split, data_args.max_eval_samples)
+
+    model, processor = load_model(
+        model_args.model, model_args.tokenizer, model_args.attn_implementation, model_args.task_weights
+    )
+    trainable = set_trainable(model, model_args.trainable_parts, model_args.frozen_text_layers)
+    logger.info("%s parameters train on %s samples", f"{sum(trainable.values()):,}", f"{len(train_dataset):,}")
+
+    trainer = SceneTrainer(
+        model=model,
+        args=args,
+        data_args=data_args,
+        processor=processor,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        run_config=_run_config(model_args, data_args, args),
+    )
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_model()
+    trainer.save_state()
+    logger.info("saved to %s", args.output_dir)
+    return trainer
+
+
+def _dataset(data_args: DataArguments, split: str, max_samples: int | None) -> SceneDataset:
+    return SceneDataset(data_args.dataset, split, data_args.num_views, data_args.tasks, max_samples)
+
+
+def _run_config(
+    model_args: ModelArguments, data_args: DataArguments, args: SceneTrainingArguments
+) -> dict[str, Any]:
+    """Every setting as it was resolved, with secrets left out."""
+    training = {key: value for key, value in args.to_dict().items() if not key.endswith("token")}
+    return {**dataclasses.asdict(model_args), **dataclasses.asdict(data_args), **training}
+
+
+def _set_up_logging(args: SceneTrainingArguments) -> None:
+    is_main = args.process_index == 0
+    logging.basicConfig(
+        format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO if is_main else logging.ERROR
+    )
+    library_logging.set_verbosity_warning()
+
+
+if __name__ == "__main__":
+    main()

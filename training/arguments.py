@@ -1,0 +1,219 @@
+"""Every setting of a run: three dataclasses, filled from a YAML file and the command line, each key known or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+LAUNCH_ONLY = {"config", "local_rank"}
+BYPASSED = {
+    "average_tokens_across_devices": "the loss is always summed over all devices",
+    "auto_find_batch_size": "set per_device_train_batch_size",
+    "data_seed": "seed decides the order of data too",
+    "dataloader_drop_last": "batches are whole by construction",
+    "do_eval": "use eval_strategy, or eval.py",
+    "do_predict": "use eval.py",
+    "do_train": "train.py always trains",
+    "label_names": "the labels are the batch table's",
+    "label_smoothing_factor": "the loss of the answers is a plain cross-entropy",
+    "length_column_name": "batches are grouped by scene",
+    "push_to_hub": "use hub_upload",
+    "remove_unused_columns": "samples are not columns",
+    "train_sampling_strategy": "batches are grouped by scene",
+}
+"""Arguments of the library's Trainer that this one does not follow, and what to do instead."""
+
+
+@dataclass
+class ModelArguments:
+    """The model: a checkpoint to go on from, or a configuration to begin with."""
+
+    model: str = field(
+        default=str(CONFIGS / "models" / "tiny.json"),
+        metadata={"help": "Checkpoint folder or Hub id; or a configuration JSON, for a model from random weights."},
+    )
+    tokenizer: str = field(
+        default=str(CONFIGS / "tokenizer-tiny"),
+        metadata={"help": "Tokenizer folder or Hub id, used only with a configuration JSON."},
+    )
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2 or eager."})
+    trainable_parts: list[str] = field(
+        default_factory=lambda: ["resampler", "geometry_tokens", "text"],
+        metadata={"help": "Parts that learn: vision, resampler, geometry_tokens, text. The others are frozen."},
+    )
+    frozen_text_layers: int = field(default=0, metadata={"help": "Bottom decoder layers kept frozen."})
+    task_weights: dict | str | None = field(
+        default=None, metadata={"help": 'Weight of each task\'s loss, as JSON: \'{"scanqa": 1.0}\'.'}
+    )
+
+    def __post_init__(self) -> None:
+        self.task_weights = _number_table("task_weights", self.task_weights)
+
+
+@dataclass
+class DataArguments:
+    """The data: built dataset folders, and how scenes, views and questions are drawn from them."""
+
+    dataset: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Built dataset folders. Default: data/rooms, made on first use."},
+    )
+    tasks: list[str] | None = field(default=None, metadata={"help": "Keep only these tasks."})
+    task_mix: dict | str | None = field(
+        default=None, metadata={"help": "Share of each task among the drawn scenes, summing to 1, as JSON."}
+    )
+    eval_split: str = field(default="val", metadata={"help": "Split that evaluation during training reads."})
+    num_views: int = field(default=8, metadata={"help": "Views drawn of each scene."})
+    samples_per_scene: int = field(default=8, metadata={"help": "Questions that share one encoding of their scene."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Keep only the first training samples."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Keep only the first evaluation samples."})
+    geometry_dropout: float = field(default=0.3, metadata={"help": "Chance that a scene hides cameras and depth."})
+    depth_dropout: float = field(default=0.3, metadata={"help": "Chance that a scene hides its depth."})
+
+    def __post_init__(self) -> None:
+        self.task_mix = _number_table("task_mix", self.task_mix)
+
+
+@dataclass
+class SceneTrainingArguments(TrainingArguments):
+    """The Trainer's arguments, with defaults for the embedded example, and a learning rate for each part."""
+
+    output_dir: str = field(default="outputs/demo", metadata={"help": "Folder of the run."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Samples a batch and device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Samples a batch and device."})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the data."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Of every part without a rate of its own."})
+    text_learning_rate: float | None = field(default=None, metadata={"help": "Of the text model."})
+    vision_learning_rate: float | None = field(default=None, metadata={"help": "Of the encoder, where it trains."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of all learning rates."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps, or below 1 a share of all steps."})
+    weight_decay: float = field(default=0.1, metadata={"help": "On matrices; never on norms and biases."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient norm above which gradients are scaled down."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between logged losses."})
+    save_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
+    save_steps: float = field(default=200, metadata={"help": "Steps between checkpoints."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    report_to: str | list[str] = field(default="tensorboard", metadata={"help": "Loggers, or none."})
+    seed: int = field(default=0, metadata={"help": "Of weights, order of data, views and dropouts."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "Checkpoint folder, or `latest`: the newest of output_dir, if there is one."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: samples are not columns."})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.deepspeed, str) and self.deepspeed:
+            self.deepspeed = str(find_config(self.deepspeed))
+        self._refuse_bypassed()
+        super().__post_init__()
+
+    def _refuse_bypassed(self) -> None:
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        changed = [name for name in BYPASSED if name in defaults and getattr(self, name) != defaults[name]]
+        if changed:
+            raise ValueError("; ".join(f"{name} is not followed: {BYPASSED[name]}" for name in changed))
+
+
+ARGUMENT_CLASSES = (ModelArguments, DataArguments, SceneTrainingArguments)
+
+
+def parse_arguments(
+    argv: list[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, SceneTrainingArguments]:
+    """Reads `--config FILE.yaml` first, then the command line, which wins.
+
+    Raises:
+        ValueError: for unknown keys of the YAML or the command line, all at once, each with the nearest known one.
+        FileNotFoundError: for a configuration that is neither here nor in `configs/`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(ARGUMENT_CLASSES, description="Trains the model; see docs/training.md.")
+    parser.add_argument("--config", help="YAML file of settings, here or in configs/.")
+    config_path = _config_of(argv)
+    if config_path is not None:
+        parser.set_defaults(**read_yaml(config_path))
+    *parsed, namespace, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    unknown = [word for word in unknown if word.startswith("-")]
+    if unknown:
+        _refuse_unknown("the command line", [word.lstrip("-").split("=")[0] for word in unknown])
+    return tuple(parsed[:3])
+
+
+def uses_deepspeed(argv: list[str]) -> bool:
+    """Whether the command line or its YAML asks for DeepSpeed; known before the arguments can be built."""
+    if any(word == "--deepspeed" or word.startswith("--deepspeed=") for word in argv):
+        return True
+    config_path = _config_of(argv)
+    return bool(config_path and read_yaml(config_path).get("deepspeed"))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Settings of a YAML file, every key checked.
+
+    Raises:
+        ValueError: for a file that is no mapping, or with unknown keys.
+    """
+    path = find_config(path)
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds {type(settings).__name__}; wanted a mapping of settings")
+    unknown = [key for key in settings if key not in known_keys()]
+    if unknown:
+        _refuse_unknown(str(path), unknown)
+    return settings
+
+
+def find_config(name: str | Path) -> Path:
+    """The file itself, or the file of that name in `configs/`.
+
+    Raises:
+        FileNotFoundError: naming both places.
+    """
+    for path in (Path(name), CONFIGS / name):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no {name} here and none in {CONFIGS}")
+
+
+def known_keys() -> set[str]:
+    """Every key that a YAML file may hold."""
+    fields = {f.name for cls in ARGUMENT_CLASSES for f in dataclasses.fields(cls) if f.init}
+    return fields - LAUNCH_ONLY - set(BYPASSED)
+
+
+def _number_table(name: str, value: dict[str, float] | str | None) -> dict[str, float] | None:
+    """A mapping of names to numbers, from YAML as it is or from the command line as JSON."""
+    try:
+        table = json.loads(value) if isinstance(value, str) else value
+        return None if table is None else {str(key): float(number) for key, number in table.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} is {value!r}; wanted names and numbers, such as {{\"scanqa\": 0.7}}") from error
+
+
+def _config_of(argv: list[str]) -> str | None:
+    for index, word in enumerate(argv):
+        if word == "--config" and index + 1 < len(argv):
+            return argv[index + 1]
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+    return None
+
+
+def _refuse_unknown(where: str, keys: list[str]) -> None:
+    hints = []
+    for key in keys:
+        nearest = difflib.get_close_matches(str(key), sorted(known_keys()), n=1)
+        hint = BYPASSED.get(str(key)) or (f"did you mean {nearest[0]}?" if nearest else "nothing is called so")
+        hints.append(f"{key} ({hint})")
+    raise ValueError(f"{where} has settings that nothing reads: {', '.join(hints)}")

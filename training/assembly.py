@@ -1,0 +1,99 @@
+"""The model and its processor: from a checkpoint, or from a configuration and random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_vggt_qwen3.configuration_vggt_qwen3 import VggtQwen3Config
+from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
+from processing.image_processing_vggt_qwen3 import VggtQwen3ImageProcessor
+from processing.processing_vggt_qwen3 import VggtQwen3Processor
+
+SPECIAL_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+
+
+def load_model(
+    source: str, tokenizer: str, attn_implementation: str = "sdpa", task_weights: dict[str, float] | None = None
+) -> tuple[VggtQwen3ForConditionalGeneration, VggtQwen3Processor]:
+    """Loads a checkpoint folder or Hub id; or builds the model that a configuration JSON describes.
+
+    Args:
+        source: folder, Hub id, or a path that ends in `.json`.
+        tokenizer: folder or Hub id of the tokenizer, read only with a configuration JSON.
+        task_weights: replaces the tasks of the configuration and the weights of their losses.
+
+    Raises:
+        FileNotFoundError: for a configuration JSON that is not there.
+        ValueError: for a configuration and a tokenizer that do not fit, or an incomplete checkpoint.
+    """
+    overrides = {} if task_weights is None else {"task_weights": task_weights}
+    if source.endswith(".json"):
+        return build_model(read_config(source, **overrides), tokenizer, attn_implementation)
+    config = VggtQwen3Config.from_pretrained(source, **overrides)
+    model = VggtQwen3ForConditionalGeneration.from_pretrained(
+        source, config=config, attn_implementation=attn_implementation
+    )
+    return model, VggtQwen3Processor.from_pretrained(source)
+
+
+def read_config(path: str, **overrides: Any) -> VggtQwen3Config:
+    """A model configuration from its JSON file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no model configuration {path}; those that come along are in configs/models")
+    fields = json.loads(Path(path).read_text(encoding="utf-8"))
+    fields.pop("model_type", None)
+    return VggtQwen3Config(**{**fields, **overrides})
+
+
+def build_model(
+    config: VggtQwen3Config, tokenizer: str, attn_implementation: str = "sdpa"
+) -> tuple[VggtQwen3ForConditionalGeneration, VggtQwen3Processor]:
+    """A model with random weights, and the processor that feeds it; the global seed decides the weights."""
+    text_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    fit_to_tokenizer(config, text_tokenizer)
+    config._attn_implementation = attn_implementation
+    return VggtQwen3ForConditionalGeneration(config), build_processor(config, text_tokenizer)
+
+
+def fit_to_tokenizer(config: VggtQwen3Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes the tokenizer's special ids into the configuration.
+
+    Raises:
+        ValueError: where a special token is missing or the vocabulary is larger than the embedding.
+    """
+    if len(tokenizer) > config.text_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, text_config.vocab_size is {config.text_config.vocab_size}: "
+            "raise it, or name the tokenizer of this text model"
+        )
+    for key, token in SPECIAL_TOKENS.items():
+        setattr(config, key, _token_id(tokenizer, token))
+    config.text_config.eos_token_id = _token_id(tokenizer, "<|im_end|>")
+    config.text_config.pad_token_id = _token_id(tokenizer, "<|endoftext|>")
+
+
+def build_processor(config: VggtQwen3Config, tokenizer: PreTrainedTokenizerBase) -> VggtQwen3Processor:
+    """The processor of a model whose images are squares of the encoder's native size."""
+    side = config.vision_config.image_size
+    image_processor = VggtQwen3ImageProcessor(height=side, width=side, patch_size=config.vision_config.patch_size)
+    return VggtQwen3Processor(
+        image_processor,
+        tokenizer,
+        num_latents=config.perceiver_config.num_latents,
+        use_geometry_tokens=config.use_geometry_tokens,
+    )
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    if token_id is None or token_id == tokenizer.unk_token_id:
+        raise ValueError(f"the tokenizer {tokenizer.name_or_path} lacks {token}; use one of the Qwen family")
+    return token_id

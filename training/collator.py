@@ -1,0 +1,122 @@
+"""Drawn scenes and their samples -> one batch of the model (the batch table stands in the processor's module)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets_scripts.schema import ACTION_TASKS
+from processing.action_vggt_qwen3 import action_from_targets, format_action
+from processing.geometry_vggt_qwen3 import ref_from_world
+from processing.processing_vggt_qwen3 import VggtQwen3Processor
+
+from .data import SceneExample
+
+
+class SceneCollator:
+    """Turns `SceneExample`s into tensors.
+
+    Args:
+        processor: of the model that is fed.
+        task_names: the model's tasks in the order of their ids (`config.task_names`).
+        with_answers: append the answers and make labels (training); False = prompts alone, padded left (generation).
+        geometry_dropout: chance that a drawn scene hides its cameras and depth.
+        depth_dropout: chance that it hides its depth alone.
+        blind: leave the images out: the control that shows what the questions give away.
+    """
+
+    def __init__(
+        self,
+        processor: VggtQwen3Processor,
+        task_names: Sequence[str],
+        *,
+        with_answers: bool = True,
+        geometry_dropout: float = 0.0,
+        depth_dropout: float = 0.0,
+        blind: bool = False,
+    ) -> None:
+        for name, value in (("geometry_dropout", geometry_dropout), ("depth_dropout", depth_dropout)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; a chance lies between 0 and 1")
+        self.processor, self.with_answers, self.blind = processor, with_answers, blind
+        self.task_ids = {name: index for index, name in enumerate(task_names)}
+        self.geometry_dropout, self.depth_dropout = geometry_dropout, depth_dropout
+
+    def __call__(self, examples: Sequence[SceneExample]) -> dict[str, torch.Tensor]:
+        samples = [sample for example in examples for sample in example.samples]
+        scene_index = [index for index, example in enumerate(examples) for _ in example.samples]
+        answers = [self.answer(sample, example) for example in examples for sample in example.samples]
+        views = 0 if self.blind else None
+        prompts = [
+            self.prompt(sample, len(example.images) if views is None else views)
+            for example in examples
+            for sample in example.samples
+        ]
+        batch = self.processor(
+            text=prompts,
+            answers=answers if self.with_answers else None,
+            **({} if self.blind else {**self._scene_inputs(examples), "scene_index": scene_index}),
+        )
+        if self.with_answers:
+            ids = torch.tensor([self._task_id(sample) for sample in samples])
+            batch["task_ids"] = ids.unsqueeze(1).expand_as(batch["input_ids"]).contiguous()
+        return dict(batch)
+
+    def prompt(self, sample: dict[str, Any], num_views: int) -> str:
+        """The rendered conversation up to the answer."""
+        messages = self.processor.conversation(
+            sample["question"], situation=sample["situation"], num_views=num_views, task=sample["task"]
+        )
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def answer(self, sample: dict[str, Any], example: SceneExample) -> str:
+        """The text to learn: canonical action in the frame of view 0, or one of the answers, drawn by the seed.
+
+        Raises:
+            ValueError: for a sample without answer, or an action in a scene without cameras.
+        """
+        if not self.with_answers:
+            return ""
+        if sample["task"] in ACTION_TASKS:
+            if example.world_from_cam is None:
+                raise ValueError(
+                    f"sample {sample['sample_id']} is an action, but scene {example.scene_id} has no metric, "
+                    "gravity-aligned cameras to state its metres in; leave it out of the dataset"
+                )
+            frame = ref_from_world(example.world_from_cam[0])
+            return format_action(action_from_targets(sample["action"], sample["targets"], frame))
+        answers = sample["answers"]
+        if not answers:
+            raise ValueError(f"sample {sample['sample_id']} has no answer to learn; train on a labelled split")
+        if example.draw.seed is None:
+            return answers[0]
+        return answers[int(_rng(example, "answer").integers(len(answers)))]
+
+    def _task_id(self, sample: dict[str, Any]) -> int:
+        if sample["task"] not in self.task_ids:
+            raise ValueError(f"the model knows the tasks {sorted(self.task_ids)}, not {sample['task']}")
+        return self.task_ids[sample["task"]]
+
+    def _scene_inputs(self, examples: Sequence[SceneExample]) -> dict[str, Any]:
+        keeps = [self._drawn_inputs(example) for example in examples]
+        return {
+            "images": [example.images for example in examples],
+            "intrinsics": [e.intrinsics if cameras else None for e, (cameras, _) in zip(examples, keeps)],
+            "world_from_cam": [e.world_from_cam if cameras else None for e, (cameras, _) in zip(examples, keeps)],
+            "depth": [e.depth if cameras and depth else None for e, (cameras, depth) in zip(examples, keeps)],
+        }
+
+    def _drawn_inputs(self, example: SceneExample) -> tuple[bool, bool]:
+        """Whether this draw shows its cameras, and its depth."""
+        if example.draw.seed is None:
+            return self.geometry_dropout < 1, self.depth_dropout < 1
+        cameras, depth = _rng(example, "dropout").random(2)
+        return bool(cameras >= self.geometry_dropout), bool(depth >= self.depth_dropout)
+
+
+def _rng(example: SceneExample, purpose: str) -> np.random.Generator:
+    """Its own stream for each purpose, a function of the draw alone: workers and resumed runs agree."""
+    return np.random.default_rng([*example.draw.seed, *purpose.encode()])

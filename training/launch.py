@@ -1,0 +1,49 @@
+"""What must be true of the process before `TrainingArguments` exists, so that one command works everywhere."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import torch
+from accelerate import PartialState
+
+
+def prepare_process(uses_deepspeed: bool) -> None:
+    """Prepares DeepSpeed without a GPU, or with a single process.
+
+    DeepSpeed asks for an MPI launcher unless the rendezvous variables are set, and on a CPU it takes every rank for
+    the only one unless the process group exists beforehand.
+    """
+    if not uses_deepspeed:
+        return
+    os.environ.setdefault("ACCELERATE_USE_DEEPSPEED", "true")
+    for name in ("RANK", "LOCAL_RANK"):
+        os.environ.setdefault(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        PartialState(backend="gloo")
+
+
+def refuse_data_parallel(num_gpus: int) -> None:
+    """Several GPUs seen by one process would be fed by DataParallel, which slices scenes apart.
+
+    Raises:
+        RuntimeError: naming the launch command.
+    """
+    if num_gpus > 1 and "RANK" not in os.environ:
+        raise RuntimeError(
+            f"{num_gpus} GPUs are visible to a single process. Start one process a GPU with "
+            f"`accelerate launch --num_processes {num_gpus} train.py ...`, or choose one by CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,197 @@
+"""`SceneTrainer`: the library's Trainer with scene batches, a loss over tasks, and checkpoints that load anywhere."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from modeling_vggt_qwen3.modeling_vggt_qwen3 import IGNORE_INDEX, VggtQwen3ForConditionalGeneration
+from processing.processing_vggt_qwen3 import VggtQwen3Processor
+
+from .arguments import DataArguments, SceneTrainingArguments
+from .checkpoints import complete_checkpoints, mark_complete, remove_checkpoint
+from .collator import SceneCollator
+from .data import Draw, SceneBatchSampler, SceneDataset
+from .freezing import part_of
+
+RUN_CONFIG = "run_config.yaml"
+
+
+class SceneLoader(DataLoader):
+    """A DataLoader whose batch sampler hears of the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
+class SceneTrainer(Trainer):
+    """Trains on scene batches.
+
+    Args:
+        model, args, processor: as everywhere.
+        data_args: views, questions a scene, dropouts and the mix of tasks.
+        train_dataset, eval_dataset: the latter may be None.
+        run_config: the resolved settings, written beside every checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: VggtQwen3ForConditionalGeneration,
+        args: SceneTrainingArguments,
+        data_args: DataArguments,
+        processor: VggtQwen3Processor,
+        train_dataset: SceneDataset,
+        eval_dataset: SceneDataset | None = None,
+        run_config: dict[str, Any] | None = None,
+        callbacks: list[Any] | None = None,
+    ) -> None:
+        self.data_args, self.run_config = data_args, run_config or {}
+        self.num_checkpoints_kept, args.save_total_limit = args.save_total_limit, None  # see _save_checkpoint
+        args.prediction_loss_only = True
+        self.task_names = model.config.task_names
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=SceneCollator(
+                processor,
+                self.task_names,
+                geometry_dropout=data_args.geometry_dropout,
+                depth_dropout=data_args.depth_dropout,
+            ),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processor,
+            callbacks=callbacks,
+        )
+        self._log_clock = (0, time.monotonic())
+
+    # Data: batches are dealt to ranks by the sampler, so the loader is not prepared by accelerate.
+
+    def get_train_dataloader(self) -> DataLoader:
+        sampler = SceneBatchSampler(
+            self.train_dataset,
+            samples_per_batch=self.args.per_device_train_batch_size,
+            samples_per_scene=self.data_args.samples_per_scene,
+            seed=self.args.seed,
+            task_mix=self.data_args.task_mix,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+        )
+        return self._loader(self.train_dataset, sampler)
+
+    def get_eval_dataloader(self, eval_dataset: SceneDataset | None = None) -> DataLoader:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        draws = dataset.fixed_draws(self.data_args.samples_per_scene)
+        scenes = max(1, self.args.per_device_eval_batch_size // self.data_args.samples_per_scene)
+        batches = [draws[i : i + scenes] for i in range(0, len(draws), scenes)]
+        return self._loader(dataset, _deal(batches, self.args.process_index, self.args.world_size))
+
+    def _loader(self, dataset: SceneDataset, batch_sampler: Any) -> DataLoader:
+        workers = self.args.dataloader_num_workers
+        return SceneLoader(
+            dataset,
+            batch_sampler=batch_sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Moves tensors without casting them: under DeepSpeed the library would turn cameras into bf16."""
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
+    # Loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        """Weight of every task's answer tokens, float32 [tasks], over all micro-batches and ranks of this step."""
+        sums = torch.zeros(len(self.task_names), device=device)
+        for batch in batch_samples:
+            labelled = batch["labels"][:, 1:] != IGNORE_INDEX
+            tasks = batch["task_ids"][:, 1:][labelled]
+            weights = batch["token_weights"][:, 1:][labelled] if "token_weights" in batch else torch.ones(len(tasks))
+            sums += torch.zeros(len(self.task_names)).index_add_(0, tasks, weights).to(device)
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums, "sum")
+        return sums
+
+    # Optimizer
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW (or the chosen one) with a group for each part's learning rate and weight decay."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(self.parameter_groups(model), **options)
+        return self.optimizer
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Trainable parameters by learning rate and decay, named for the logs; empty groups are left out."""
+        rates = {"text": self.args.text_learning_rate, "vision": self.args.vision_learning_rate}
+        decayed = set(self.get_decay_parameter_names(model))
+        groups: dict[tuple[float, float], dict[str, Any]] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            rate = rates.get(part_of(name)) or self.args.learning_rate
+            decay = self.args.weight_decay if name in decayed else 0.0
+            group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
+            group["params"].append(parameter)
+        return list(groups.values())
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Model, processor, remote code, and the settings that made them."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            path = Path(output_dir or self.args.output_dir) / RUN_CONFIG
+            path.write_text(yaml.safe_dump(self.run_config, sort_keys=False), encoding="utf-8")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Marks the checkpoint complete once every rank has written, and only then drops older ones."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            if self.num_checkpoints_kept:
+                for old in complete_checkpoints(self.args.output_dir)[: -self.num_checkpoints_kept]:
+                    remove_checkpoint(old)
+
+    # Progress
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds samples a second and the remaining seconds to what the steps log."""
+        if "loss" in logs:
+            step, now = self.state.global_step, time.monotonic()
+            last_step, last_time = self._log_clock
+            seconds_a_step = (now - last_time) / max(1, step - last_step)
+            samples = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            logs["samples_per_second"] = round(samples / seconds_a_step, 1)
+            logs["eta_s"] = round((self.state.max_steps - step) * seconds_a_step)
+            self._log_clock = (step, now)
+        super().log(logs, start_time)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Trainer.train`."""
+        self._log_clock = (self.state.global_step, time.monotonic())
+        return super().train(*args, **kwargs)
+
+
+def _deal(batches: list[list[Draw]], rank: int, world_size: int) -> list[list[Draw]]:
+    """Every world_size-th batch; the last ones repeat the first so that no rank waits for another."""
+    rounds = -(-len(batches) // world_size)
+    return [batches[(i * world_size + rank) % len(batches)] for i in range(rounds)]
+
+
+__all__ = ["RUN_CONFIG", "SceneTrainer"]
