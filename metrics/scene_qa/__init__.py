@@ -1,0 +1,1 @@
+"""Question answering about scenes under the five protocols of the literature; `evaluate.load("metrics/scene_qa")`."""
