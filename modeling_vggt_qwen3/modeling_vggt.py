@@ -1,0 +1,472 @@
+"""VGGT encoder: a ViT patch embedding, then pairs of attention within each view and among all views of a scene.
+
+Source: Wang et al., "VGGT: Visual Geometry Grounded Transformer", CVPR 2025. Written anew; the numbers are those of
+the published model. The residual stream, normalisation and rotary embedding are float32 whatever the weights' dtype:
+in bfloat16 the stream loses the small late updates, and rotary angles err by up to 0.06 rad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtConfig
+from .loading_vggt_qwen3 import StrictLoadingMixin
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+CHUNK_TOKENS = 16_384
+"""Without a graph to keep, token-wise work on more tokens than this goes piece by piece, which caps the peak memory."""
+MAX_CACHED_GRIDS = 16
+SDPA_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""Fastest first, for sequences of thousands of tokens."""
+
+RotaryTables = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class VggtModelOutput(ModelOutput):
+    """Tokens of every view.
+
+    Attributes:
+        last_hidden_state: [S, V, 5 + P, 2C] of the last pair: what its frame block made, then its global block.
+        feature_maps: layer -> the same of another pair; -1 -> the patch embedding's output [S, V, P, C].
+        patch_start_idx: tokens before the patches (camera token and registers), in all layers but -1.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    feature_maps: dict[int, torch.Tensor] | None = None
+    patch_start_idx: int | None = None
+
+
+def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float) -> RotaryTables:
+    """Cosines and sines of the two-dimensional rotary embedding.
+
+    Source: Su et al., "RoFormer", 2021; Heo et al., "Rotary Position Embedding for Vision Transformer", ECCV 2024.
+
+    Args:
+        positions: [T, 2], row and column of each token.
+        head_dim: size of an attention head: one half turns with the row, the other with the column.
+        theta: base of the frequencies.
+
+    Returns:
+        Two float32 tensors [T, 2, head_dim / 4].
+    """
+    exponents = torch.arange(0, head_dim // 2, 2, device=positions.device, dtype=torch.float32) / (head_dim // 2)
+    angles = positions.float().unsqueeze(-1) / theta**exponents
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x: torch.Tensor, tables: RotaryTables) -> torch.Tensor:
+    """Turns the heads [..., T, heads, head_dim] by their tokens' positions; float32 in, float32 out."""
+    cos, sin = (table.unsqueeze(1) for table in tables)  # [T, 1, 2, head_dim / 4]
+    first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)  # each [..., T, heads, 2, head_dim / 4]
+    turned = (
+        torch.addcmul(first * cos, second, sin, value=-1),
+        torch.addcmul(second * cos, first, sin),
+    )
+    return torch.stack(turned, dim=-2).flatten(-3)
+
+
+def grid_rotary_tables(
+    rows: int, columns: int, num_special: int, head_dim: int, theta: float, device: torch.device
+) -> RotaryTables:
+    """Tables of one view: special tokens at (0, 0), which turns nothing, then the patches from (1, 1), row by row."""
+    if torch.compiler.is_compiling():
+        return _make_grid_tables(rows, columns, num_special, head_dim, theta, device)
+    return _cached_grid_tables(rows, columns, num_special, head_dim, theta, device)
+
+
+def _make_grid_tables(
+    rows: int, columns: int, num_special: int, head_dim: int, theta: float, device: torch.device
+) -> RotaryTables:
+    y, x = torch.meshgrid(
+        torch.arange(1, rows + 1, device=device), torch.arange(1, columns + 1, device=device), indexing="ij"
+    )
+    patches = torch.stack((y, x), dim=-1).flatten(0, 1)
+    return rotary_tables(F.pad(patches, (0, 0, num_special, 0)), head_dim, theta)
+
+
+@lru_cache(maxsize=MAX_CACHED_GRIDS)
+def _cached_grid_tables(*key: int | float | torch.device) -> RotaryTables:
+    with torch.inference_mode(False):  # a table made in inference mode could not serve training later
+        return _make_grid_tables(*key)
+
+
+class VggtLayerNorm(nn.LayerNorm):
+    """Layer norm in float32 of a stream that may be more precise than the weights."""
+
+    def forward(self, x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """[..., dim] -> [..., dim] in `dtype`, by default the weights'."""
+        normed = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return normed.to(self.weight.dtype if dtype is None else dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **kwargs: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out: [batch, heads, tokens, head_dim] -> [batch, tokens, heads, head_dim] and the weights."""
+    scores = (query @ key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, float("-inf"))
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class VggtAttention(nn.Module):
+    """Self-attention with fused projections; q and k may be normalised per head, then turned by position."""
+
+    is_causal = False
+
+    def __init__(self, config: VggtConfig, dim: int, num_heads: int, eps: float, qk_norm: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = VggtLayerNorm(dim // num_heads, eps=eps) if qk_norm else None
+        self.k_norm = VggtLayerNorm(dim // num_heads, eps=eps) if qk_norm else None
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: torch.Tensor, rotary: RotaryTables | None = None, key_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[batch, tokens, dim] -> the same; the tables repeat over the views within the tokens."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        if rotary is not None:
+            query, key = (_norm_and_turn(*args, rotary) for args in ((query, self.q_norm), (key, self.k_norm)))
+        implementation = self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        heads_first = [t.transpose(1, 2) for t in (query, key, value)]
+        scaling = query.shape[-1] ** -0.5
+        with sdpa_kernel(SDPA_BACKENDS, set_priority=True):
+            attended, _ = attend(self, *heads_first, key_mask, scaling=scaling, dropout=0.0, is_causal=False)
+        return self.out_proj(attended.flatten(2))
+
+
+def _norm_and_turn(x: torch.Tensor, norm: VggtLayerNorm, rotary: RotaryTables) -> torch.Tensor:
+    """Normalises and turns the heads of q or k [batch, tokens, heads, head_dim]; overwrites x if no graph needs it."""
+    views = x.unflatten(1, (-1, rotary[0].shape[0]))  # [batch, views, tokens of a view, heads, head_dim]
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return apply_rotary(norm(views, torch.float32), rotary).to(x.dtype).flatten(1, 2)
+    views_at_once = max(1, CHUNK_TOKENS // views.shape[2])
+    for part in views.flatten(0, 1).split(views_at_once):
+        part.copy_(apply_rotary(norm(part, torch.float32), rotary))
+    return x
+
+
+class VggtMLP(nn.Module):
+    """Two linear layers with exact GELU between."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, tokens, dim] -> the same."""
+        tokens = x.flatten(0, 1)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(tokens) <= CHUNK_TOKENS:
+            return self.fc2(F.gelu(self.fc1(x)))
+        return torch.cat([self.fc2(F.gelu(self.fc1(part))) for part in tokens.split(CHUNK_TOKENS)]).view_as(x)
+
+
+class VggtBlock(GradientCheckpointingLayer):
+    """Pre-norm transformer block with per-channel scales on both branches; the stream in and out is float32."""
+
+    def __init__(
+        self,
+        config: VggtConfig,
+        dim: int,
+        num_heads: int,
+        eps: float,
+        layer_scale_init: float,
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layer_scale_init = layer_scale_init
+        self.norm1 = VggtLayerNorm(dim, eps=eps)
+        self.attention = VggtAttention(config, dim, num_heads, eps, qk_norm)
+        self.attention_scale = nn.Parameter(torch.full((dim,), layer_scale_init))
+        self.norm2 = VggtLayerNorm(dim, eps=eps)
+        self.mlp = VggtMLP(dim, int(dim * config.mlp_ratio))
+        self.mlp_scale = nn.Parameter(torch.full((dim,), layer_scale_init))
+
+    def forward(
+        self, x: torch.Tensor, rotary: RotaryTables | None = None, key_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Stream [batch, tokens, dim]; see `VggtAttention` for the tables and the mask."""
+        x = x.addcmul(self.attention(self.norm1(x), rotary, key_mask), self.attention_scale)
+        return x.addcmul(self.mlp(self.norm2(x)), self.mlp_scale)
+
+
+class VggtPatchEmbedding(nn.Module):
+    """DINOv2 ViT with registers; each view alone.
+
+    Source: Oquab et al., "DINOv2", TMLR 2024; Darcet et al., "Vision Transformers Need Registers", ICLR 2024.
+    """
+
+    def __init__(self, config: VggtConfig) -> None:
+        super().__init__()
+        dim, eps = config.hidden_size, config.patch_embed_layer_norm_eps
+        self.patch_size = config.patch_size
+        self.grid_size = config.image_size // config.patch_size
+        self.projection = nn.Linear(3 * config.patch_size**2, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, dim))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, dim))
+        self.blocks = nn.ModuleList(
+            VggtBlock(config, dim, config.num_patch_embed_attention_heads, eps, config.patch_embed_layer_scale_init)
+            for _ in range(config.num_patch_embed_layers)
+        )
+        self.norm = VggtLayerNorm(dim, eps=eps)
+        self._position_cache: dict[tuple, torch.Tensor] = {}
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised images float32 [N, 3, H, W] -> normalised patch tokens float32 [N, P, C], row by row."""
+        size, rows, columns = self.patch_size, pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size
+        patches = pixels.unflatten(-1, (columns, size)).unflatten(-3, (rows, size))  # [N, 3, rows, size, columns, size]
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, P, 3 * size²]
+        positions = self.interpolated_positions(rows, columns)
+        x = torch.cat(
+            (
+                (self.cls_token + positions[:, :1]).expand(len(pixels), -1, -1),
+                self.register_tokens.float().expand(len(pixels), -1, -1),
+                self.projection(patches.to(self.projection.weight.dtype)) + positions[:, 1:],
+            ),
+            dim=1,
+        )
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x[:, 1 + self.register_tokens.shape[1] :], torch.float32)
+
+    def interpolated_positions(self, rows: int, columns: int) -> torch.Tensor:
+        """Position embeddings of the class token and of a grid of patches, float32 [1, 1 + P, C].
+
+        They are made once for each grid, unless the table is being trained.
+        """
+        table = self.position_embeddings
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and table.requires_grad):
+            return self._interpolate_positions(rows, columns)
+        version = None if table.is_inference() else table._version
+        key = (rows, columns, table.data_ptr(), version, table.device, table.dtype)
+        if key not in self._position_cache:
+            kept = [k for k in self._position_cache if k[2:] == key[2:]][1 - MAX_CACHED_GRIDS :]
+            self._position_cache = {k: self._position_cache[k] for k in kept}
+            with torch.inference_mode(False), torch.no_grad():
+                self._position_cache[key] = self._interpolate_positions(rows, columns)
+        return self._position_cache[key]
+
+    def _interpolate_positions(self, rows: int, columns: int) -> torch.Tensor:
+        table = self.position_embeddings.float()
+        if rows == columns == self.grid_size:
+            return table
+        grid = table[:, 1:].unflatten(1, (self.grid_size, self.grid_size)).permute(0, 3, 1, 2)  # [1, C, grid, grid]
+        resized = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
+        return torch.cat((table[:, :1], resized.flatten(2).transpose(1, 2)), dim=1)
+
+    def train(self, mode: bool = True) -> VggtPatchEmbedding:
+        """Also forgets interpolated positions that training may have made stale."""
+        if self.position_embeddings.requires_grad:
+            self._position_cache = {}
+        return super().train(mode)
+
+
+class VggtPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+    config: VggtConfig
+    base_model_prefix = "vggt"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["VggtBlock"]  # noqa: RUF012 (the library reads it off the class)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VggtBlock):
+            init.constant_(module.attention_scale, module.layer_scale_init)
+            init.constant_(module.mlp_scale, module.layer_scale_init)
+        elif isinstance(module, VggtPatchEmbedding):
+            init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+            init.normal_(module.cls_token, std=1e-6)
+            init.normal_(module.register_tokens, std=1e-6)
+        elif isinstance(module, VggtModel):
+            init.normal_(module.camera_token, std=1e-6)
+            init.normal_(module.register_token, std=1e-6)
+
+
+class VggtModel(VggtPreTrainedModel):
+    """The encoder: photographs of a scene -> tokens that know of each other across views."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^(camera_head|depth_head|point_head)\."]  # noqa: RUF012
+
+    def __init__(self, config: VggtConfig) -> None:
+        super().__init__(config)
+        dim, num_special = config.hidden_size, config.num_special_tokens
+        self.patch_embed = VggtPatchEmbedding(config)
+        self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, dim))  # of the first view, and of all others
+        self.register_token = nn.Parameter(torch.zeros(1, 2, num_special - 1, dim))
+        self.frame_blocks = self._make_blocks()
+        self.global_blocks = self._make_blocks()
+        self.post_init()
+
+    def _make_blocks(self) -> nn.ModuleList:
+        config = self.config
+        return nn.ModuleList(
+            VggtBlock(
+                config,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.layer_norm_eps,
+                config.layer_scale_init,
+                qk_norm=True,
+            )
+            for _ in range(config.num_hidden_layers)
+        )
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        view_mask: torch.Tensor | None = None,
+        feature_layers: Sequence[int] | Literal["all"] | None = None,
+    ) -> VggtModelOutput:
+        """Encodes S scenes of V views of H x W pixels, P = (H / patch) · (W / patch) patches a view.
+
+        Args:
+            pixel_values: RGB [S, V, 3, H, W], uint8 or float in [0, 1]; normalised here.
+            view_mask: bool [S, V], False for padded views, which come last and change nothing elsewhere; their own
+                outputs mean nothing. None = all are valid, which is faster: no mask is built.
+            feature_layers: pairs whose output to keep, -1 for the patch embedding; "all" = every pair.
+
+        Returns:
+            Tokens in the dtype of the weights.
+
+        Raises:
+            ValueError: for a shape or a layer that the model does not have.
+        """
+        layers = self._resolve_layers(feature_layers)
+        rows, columns = self._check_pixels(pixel_values)
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        num_special = self.config.num_special_tokens
+        rotary = grid_rotary_tables(rows, columns, num_special, head_dim, self.config.rope_theta, pixel_values.device)
+        key_mask = None if view_mask is None else self._make_key_mask(view_mask, num_special + rows * columns)
+
+        num_scenes, num_views = pixel_values.shape[:2]
+        patches = self.patch_embed(normalize_pixels(pixel_values).flatten(0, 1)).unflatten(0, (num_scenes, num_views))
+        dtype = self.camera_token.dtype
+        maps = {PATCH_EMBEDDING_LAYER: patches.to(dtype)} if PATCH_EMBEDDING_LAYER in layers else {}
+        x = torch.cat((self._special_tokens(num_scenes, num_views), patches), dim=2)  # [S, V, 5 + P, C]
+        del patches
+        last = self.config.num_hidden_layers - 1
+        for layer, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks)):
+            x = frame_block(x.flatten(0, 1), rotary).unflatten(0, (num_scenes, num_views))
+            frame = x.to(dtype) if layer in layers or layer == last else None
+            x = global_block(x.flatten(1, 2), rotary, key_mask).unflatten(1, (num_views, -1))
+            if frame is not None:
+                maps[layer] = torch.cat((frame, x.to(dtype)), dim=-1)
+        return VggtModelOutput(
+            last_hidden_state=maps[last],
+            feature_maps={layer: maps[layer] for layer in layers},
+            patch_start_idx=num_special,
+        )
+
+    def compile_blocks(self, **options: object) -> VggtModel:
+        """Compiles every block in place and returns the model: the switch for speed.
+
+        The three kinds of block (patch embedding, frame, global) are compiled once each, with a dynamic number of
+        views, so this costs seconds where compiling the whole model would cost minutes.
+
+        Args:
+            **options: those of `torch.compile`, e.g. `mode="max-autotune-no-cudagraphs"`.
+        """
+        for block in (*self.patch_embed.blocks, *self.frame_blocks, *self.global_blocks):
+            block.compile(fullgraph=True, **options)
+        return self
+
+    def _special_tokens(self, num_scenes: int, num_views: int) -> torch.Tensor:
+        """Camera token and registers, float32 [S, V, 5, C]: one set for view 0, another for all others."""
+        first, others = torch.cat((self.camera_token, self.register_token), dim=2).float().split(1, dim=1)
+        tokens = torch.cat((first, others.expand(-1, num_views - 1, -1, -1)), dim=1)
+        return tokens.expand(num_scenes, -1, -1, -1)
+
+    def _make_key_mask(self, view_mask: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        keys = view_mask.unsqueeze(-1).expand(-1, -1, num_tokens).flatten(1)  # [S, V * tokens]
+        return keys if "flash" in self.config._attn_implementation else keys[:, None, None, :]
+
+    def _resolve_layers(self, feature_layers: Sequence[int] | Literal["all"] | None) -> list[int]:
+        depth = self.config.num_hidden_layers
+        layers = list(range(depth)) if feature_layers == "all" else list(feature_layers or ())
+        wrong = [layer for layer in layers if not PATCH_EMBEDDING_LAYER <= layer < depth]
+        if wrong:
+            raise ValueError(
+                f"feature_layers names {wrong}, but the encoder has layers 0 to {depth - 1} "
+                f"and {PATCH_EMBEDDING_LAYER} for the patch embedding"
+            )
+        return layers
+
+    def _check_pixels(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        shape, size = tuple(pixel_values.shape), self.config.patch_size
+        if len(shape) != 5 or shape[2] != 3:
+            raise ValueError(f"pixel_values has shape {shape}; wanted [scenes, views, 3, height, width]")
+        if shape[3] % size or shape[4] % size:
+            raise ValueError(
+                f"pixel_values are {shape[3]} x {shape[4]} pixels; both sides must be multiples of the patch size "
+                f"{size}: let the image processor resize them"
+            )
+        if pixel_values.dtype != torch.uint8 and not pixel_values.is_floating_point():
+            raise ValueError(f"pixel_values is {pixel_values.dtype}; wanted uint8, or float in [0, 1]")
+        return shape[3] // size, shape[4] // size
+
+
+def normalize_pixels(pixel_values: torch.Tensor) -> torch.Tensor:
+    """RGB [..., 3, H, W], uint8 or float in [0, 1] -> float32 with the mean and deviation of ImageNet taken out."""
+    pixels = pixel_values.float()
+    if pixel_values.dtype == torch.uint8:
+        pixels = pixels / 255
+    mean, std = image_statistics(pixel_values.device)
+    return (pixels - mean) / std
+
+
+def image_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the channels, float32 [3, 1, 1]."""
+    return _make_statistics(device) if torch.compiler.is_compiling() else _cached_statistics(device)
+
+
+def _make_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    return mean, std
+
+
+@lru_cache(maxsize=MAX_CACHED_GRIDS)
+def _cached_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.inference_mode(False):
+        return _make_statistics(device)
+
+
+__all__ = ["VggtBlock", "VggtModel", "VggtModelOutput", "VggtPreTrainedModel"]
