@@ -61,7 +61,7 @@ class VggtQwen3Output(CausalLMOutputWithPast):
 
 
 class VggtQwen3PreTrainedModel(StrictLoadingMixin, PreTrainedModel):
-    config: VggtQwen3Config
+    config_class = VggtQwen3Config
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
