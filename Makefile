@@ -1,0 +1,46 @@
+# Every target sets up what it needs: `make demo` and `make test` work on a fresh clone.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format bench clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(READY) ## a virtual environment in .venv with everything
+
+$(READY): requirements.txt constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel -r requirements.txt
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt \
+		-e '.[dev,deepspeed,captions]'
+	@touch $@
+
+demo: $(READY) ## data -> train -> eval -> an answer and an action, on procedural rooms, without a GPU
+	$(BIN)/python demo.py
+
+test: $(READY) ## the tests, under 15 minutes on 2 cores
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+test-all: $(READY) ## also the long ones: kills, oldest versions, browser, Java
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: $(READY) ## lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## rewrite in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## every benchmark at the size this machine can carry
+	for script in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
+
+clean: ## everything that was made here, but not the environment
+	rm -rf outputs data build .pytest_cache .ruff_cache
