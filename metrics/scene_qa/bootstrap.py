@@ -33,7 +33,7 @@ def bootstrap_sums(values: NDArray[np.float64], num_resamples: int, seed: int) -
 
 
 def percentile_interval(draws: NDArray[np.float64]) -> tuple[float, float]:
-    """The central 95 % of bootstrap draws [num_resamples] (Efron's percentile interval)."""
+    """The central 95 % of bootstrap draws [num_resamples] (Efron's percentile interval); draws may be infinite."""
     tail = 50.0 * (1.0 - CONFIDENCE)
-    low, high = np.percentile(draws, [tail, 100.0 - tail])
+    low, high = np.percentile(draws, [tail, 100.0 - tail], method="inverted_cdf")
     return float(low), float(high)

@@ -10,8 +10,6 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,13 +112,9 @@ class MeteorProcess:
         self._meteor = Meteor()
         self._known: dict[tuple[str, ...], list[float]] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        del self._meteor  # its finaliser ends the Java process
+    def close(self) -> None:
+        """Ends the Java process."""
+        del self._meteor  # its finaliser does
 
     def statistics(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
         """[samples, METEOR_COLUMNS]: the counts of the best reference; the chunk of a perfect answer counts as none.
@@ -137,7 +131,12 @@ class MeteorProcess:
         key = tuple(_as_meteor_field(text) for text in (answer, *references))
         if key not in self._known:
             # compute_score gives finished scores only; the counts are what resamples can be made of.
-            line = self._meteor._stat(key[0], list(key[1:]))
+            try:
+                line = self._meteor._stat(key[0], list(key[1:]))
+            except BrokenPipeError as error:
+                raise RuntimeError(
+                    "METEOR (Java) ended early; does `java -version` work, with 2 GB to spare?"
+                ) from error
             counts = line.split()
             if len(counts) != METEOR_COLUMNS:
                 raise RuntimeError(

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from .bootstrap import CONFIDENCE, bootstrap_sums, percentile_interval
 from .captions import (
-    BLEU_COLUMNS,
-    METEOR_COLUMNS,
     MeteorProcess,
     bleu_from_sums,
     bleu_statistics,
@@ -27,19 +25,24 @@ from .inputs import Questions
 from .protocols import PROTOCOLS, Protocol, match_as_predecessor
 
 Sums = NDArray[np.float64]  # [..., columns of one statistic]
-METRICS: dict[str, tuple[str, Callable[[Sums, float], Sums]]] = {
-    "EM@1": ("exact", lambda sums, count: sums[..., 0] / count),
-    "EM-R": ("refined", lambda sums, count: sums[..., 0] / count),
-    "EM@10": ("exact_in_ten", lambda sums, count: sums[..., 0] / count),
-    **{f"BLEU-{n}": ("bleu", lambda sums, count, n=n: bleu_from_sums(sums, n)) for n in (1, 2, 3, 4)},
-    "METEOR": ("meteor", lambda sums, count: meteor_from_sums(sums)),
-    "ROUGE-L": ("rouge", lambda sums, count: sums[..., 0] / count),
-    "CIDEr": ("cider", lambda sums, count: sums[..., 0] / count),
-    "exact_match": ("predecessor_exact", lambda sums, count: sums[..., 0] / count),
-    "partial_match": ("predecessor_partial", lambda sums, count: sums[..., 0] / count),
+Statistics = dict[str, NDArray[np.float64]]  # name -> [samples, columns] or sums of it
+
+
+def _mean(sums: Sums, count: float) -> Sums:
+    return sums[..., 0] / count
+
+
+METRICS: dict[str, tuple[str, Callable[[Sums, float], Sums]]] = {  # metric -> the statistic it reads, and how
+    "EM@1": ("exact", _mean),
+    "EM-R": ("refined", _mean),
+    "EM@10": ("exact_in_ten", _mean),
+    **{f"BLEU-{order}": ("bleu", lambda sums, _, order=order: bleu_from_sums(sums, order)) for order in (1, 2, 3, 4)},
+    "METEOR": ("meteor", lambda sums, _: meteor_from_sums(sums)),
+    "ROUGE-L": ("rouge", _mean),
+    "CIDEr": ("cider", _mean),
+    "exact_match": ("predecessor_exact", _mean),
+    "partial_match": ("predecessor_partial", _mean),
 }
-WIDTHS = {"bleu": BLEU_COLUMNS, "meteor": METEOR_COLUMNS}
-Statistics = dict[str, NDArray[np.float64]]  # name -> [samples, columns]; METRICS says which metric reads which
 
 
 def select_protocols(task: str, names: Sequence[str] | None) -> list[Protocol]:
@@ -104,11 +107,11 @@ def score_answers(
     report = _Reporter(questions.question_types, len(questions), per_sample, seed, num_resamples)
     result: dict[str, Any] = {"count": len(questions), "task": task, "protocols": {}}
     with ExitStack() as stack:
-        can_caption = captions and has_pycocoevalcap()
-        meteor = stack.enter_context(MeteorProcess()) if can_caption and has_java() else None
+        captioned = {protocol.name for protocol in selected if captions and _can_caption(protocol)}
+        meteor = stack.enter_context(closing(MeteorProcess())) if captioned and has_java() else None
         for protocol in selected:
             statistics = _match_statistics(questions, protocol)
-            if can_caption and protocol.captions is not None and (has_java() or not protocol.captions.uses_ptb):
+            if protocol.name in captioned:
                 statistics |= _caption_statistics(questions, protocol, meteor)
             result["protocols"][protocol.name] = {"difference": protocol.difference, **report.rows(statistics)}
     result["predecessor"] = report.rows(_predecessor_statistics(questions))
@@ -165,6 +168,11 @@ def _caption_statistics(questions: Questions, protocol: Protocol, meteor: Meteor
     if meteor is not None:
         statistics["meteor"] = meteor.statistics(answers, wanted)
     return statistics
+
+
+def _can_caption(protocol: Protocol) -> bool:
+    has_rule = protocol.captions is not None
+    return has_rule and has_pycocoevalcap() and (has_java() or not protocol.captions.uses_ptb)
 
 
 def _gaps(protocols: Sequence[Protocol]) -> list[str]:

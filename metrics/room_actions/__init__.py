@@ -1,0 +1,1 @@
+"""RoomPlan-style actions against reference boxes; `evaluate.load("metrics/room_actions")`."""
