@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import load_image
-from transformers.processing_utils import ImagesKwargs
 
 MODES = ("crop", "pad", "stretch", "vggt_crop", "vggt_pad", "vggt_square")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -41,15 +40,18 @@ MAX_ASPECT = 10.0
 MAX_THREADS = 8
 MAX_PATH_CHARS = 4096
 EXIF_ORIENTATION = 0x0112
+BOOKKEEPING_KEYS = ("image_processor_type", "processor_class", "auto_map")
 WHITE = 255
 
 View = Any  # PIL image, array, tensor, path, encoded bytes, {"bytes", "path"} mapping or URL
 Pixels = Image.Image | NDArray[np.uint8]
 
 
-class VggtQwen3ImageProcessorKwargs(ImagesKwargs, total=False):
-    """Options of `VggtQwen3ImageProcessor` beside `size` and `resample`."""
+class VggtQwen3ImageProcessorKwargs(TypedDict, total=False):
+    """Every option of `VggtQwen3ImageProcessor`; another is refused."""
 
+    size: Any
+    resample: int
     mode: str
     patch_size: int
     max_views: int
@@ -81,13 +83,14 @@ class VggtQwen3ImageProcessor(PilBackend):
     """Turns the views of one or several scenes into uint8 pixels of one size.
 
     Args:
-        size: {"height", "width"} of the output in pixels, multiples of `patch_size`.
+        size: {"height", "width"} of the output in pixels, or one number for both, multiples of `patch_size`.
         mode: see the table of the module.
         resample: PIL filter, bicubic by default.
         patch_size: side of a patch of the vision encoder in pixels.
         max_views: most views a scene may have.
 
     Raises:
+        TypeError: an unknown option.
         ValueError: an unknown mode, or a size that patches do not tile.
     """
 
@@ -102,6 +105,12 @@ class VggtQwen3ImageProcessor(PilBackend):
     max_views = 32
 
     def __init__(self, **kwargs: Any) -> None:
+        options = self.valid_kwargs.__annotations__
+        unknown = [key for key in kwargs if key not in options and key not in BOOKKEEPING_KEYS]
+        if unknown:
+            raise TypeError(f"{type(self).__name__} knows {', '.join(options)}, not {', '.join(unknown)}")
+        if isinstance(kwargs.get("size"), int):
+            kwargs["size"] = {"height": kwargs["size"], "width": kwargs["size"]}
         super().__init__(**kwargs)
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}, wanted one of {', '.join(MODES)}")
