@@ -7,10 +7,10 @@ in bfloat16 the stream loses the small late updates, and rotary angles err by up
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from functools import lru_cache, wraps
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,9 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 CHUNK_TOKENS = 16_384
 """Without a graph to keep, token-wise work on more tokens than this goes piece by piece, which caps the peak memory."""
-MAX_CACHED_GRIDS = 16
+MAX_CACHED = 32
+MIN_RECOMPILE_LIMIT = 64
+"""All blocks share one code object: three kinds, one view or several, with and without mask and gradient."""
 SDPA_BACKENDS = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -39,6 +41,7 @@ SDPA_BACKENDS = [
 """Fastest first, for sequences of thousands of tokens."""
 
 RotaryTables = tuple[torch.Tensor, torch.Tensor]
+Constant = TypeVar("Constant")
 
 
 @dataclass
@@ -54,6 +57,24 @@ class VggtModelOutput(ModelOutput):
     last_hidden_state: torch.FloatTensor | None = None
     feature_maps: dict[int, torch.Tensor] | None = None
     patch_start_idx: int | None = None
+
+
+def once_per_key(make: Callable[..., Constant]) -> Callable[..., Constant]:
+    """Keeps the constant tensors that `make` returns for its last arguments.
+
+    They are neither parameters nor buffers, so that no cast, meta-device initialisation or state dict touches them.
+    A compiler traces `make` itself. Outside inference mode, since a tensor made in it could not serve training later.
+    """
+    cached = lru_cache(maxsize=MAX_CACHED)(make)
+
+    @wraps(make)
+    def get(*key: Any) -> Constant:
+        if torch.compiler.is_compiling():
+            return make(*key)
+        with torch.inference_mode(False), torch.no_grad():
+            return cached(*key)
+
+    return get
 
 
 def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float) -> RotaryTables:
@@ -85,18 +106,11 @@ def apply_rotary(x: torch.Tensor, tables: RotaryTables) -> torch.Tensor:
     return torch.stack(turned, dim=-2).flatten(-3)
 
 
+@once_per_key
 def grid_rotary_tables(
     rows: int, columns: int, num_special: int, head_dim: int, theta: float, device: torch.device
 ) -> RotaryTables:
     """Tables of one view: special tokens at (0, 0), which turns nothing, then the patches from (1, 1), row by row."""
-    if torch.compiler.is_compiling():
-        return _make_grid_tables(rows, columns, num_special, head_dim, theta, device)
-    return _cached_grid_tables(rows, columns, num_special, head_dim, theta, device)
-
-
-def _make_grid_tables(
-    rows: int, columns: int, num_special: int, head_dim: int, theta: float, device: torch.device
-) -> RotaryTables:
     y, x = torch.meshgrid(
         torch.arange(1, rows + 1, device=device), torch.arange(1, columns + 1, device=device), indexing="ij"
     )
@@ -104,10 +118,19 @@ def _make_grid_tables(
     return rotary_tables(F.pad(patches, (0, 0, num_special, 0)), head_dim, theta)
 
 
-@lru_cache(maxsize=MAX_CACHED_GRIDS)
-def _cached_grid_tables(*key: int | float | torch.device) -> RotaryTables:
-    with torch.inference_mode(False):  # a table made in inference mode could not serve training later
-        return _make_grid_tables(*key)
+@once_per_key
+def resize_matrix(size: int, new_size: int, device: torch.device) -> torch.Tensor:
+    """Bicubic, antialiased resizing along one axis, written as a matrix, float32 [new_size, size]."""
+    basis = torch.eye(size, device=device)[None, :, :, None]  # [1, size (channels), size, 1]
+    images = basis.expand(-1, -1, -1, size).contiguous()  # torch resizes images one pixel wide wrongly on the CPU
+    return F.interpolate(images, size=(new_size, size), mode="bicubic", antialias=True)[0, :, :, 0].T
+
+
+@once_per_key
+def image_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the colour channels of ImageNet, float32 [3, 1, 1]."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    return mean, std
 
 
 class VggtLayerNorm(nn.LayerNorm):
@@ -242,14 +265,13 @@ class VggtPatchEmbedding(nn.Module):
             for _ in range(config.num_patch_embed_layers)
         )
         self.norm = VggtLayerNorm(dim, eps=eps)
-        self._position_cache: dict[tuple, torch.Tensor] = {}
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised images float32 [N, 3, H, W] -> normalised patch tokens float32 [N, P, C], row by row."""
         size, rows, columns = self.patch_size, pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size
         patches = pixels.unflatten(-1, (columns, size)).unflatten(-3, (rows, size))  # [N, 3, rows, size, columns, size]
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, P, 3 * size²]
-        positions = self.interpolated_positions(rows, columns)
+        positions = self.resized_positions(rows, columns)
         x = torch.cat(
             (
                 (self.cls_token + positions[:, :1]).expand(len(pixels), -1, -1),
@@ -262,36 +284,17 @@ class VggtPatchEmbedding(nn.Module):
             x = block(x)
         return self.norm(x[:, 1 + self.register_tokens.shape[1] :], torch.float32)
 
-    def interpolated_positions(self, rows: int, columns: int) -> torch.Tensor:
-        """Position embeddings of the class token and of a grid of patches, float32 [1, 1 + P, C].
-
-        They are made once for each grid, unless the table is being trained.
-        """
-        table = self.position_embeddings
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and table.requires_grad):
-            return self._interpolate_positions(rows, columns)
-        version = None if table.is_inference() else table._version
-        key = (rows, columns, table.data_ptr(), version, table.device, table.dtype)
-        if key not in self._position_cache:
-            kept = [k for k in self._position_cache if k[2:] == key[2:]][1 - MAX_CACHED_GRIDS :]
-            self._position_cache = {k: self._position_cache[k] for k in kept}
-            with torch.inference_mode(False), torch.no_grad():
-                self._position_cache[key] = self._interpolate_positions(rows, columns)
-        return self._position_cache[key]
-
-    def _interpolate_positions(self, rows: int, columns: int) -> torch.Tensor:
+    def resized_positions(self, rows: int, columns: int) -> torch.Tensor:
+        """Position embeddings of the class token and of a grid of patches, float32 [1, 1 + P, C]."""
         table = self.position_embeddings.float()
         if rows == columns == self.grid_size:
             return table
-        grid = table[:, 1:].unflatten(1, (self.grid_size, self.grid_size)).permute(0, 3, 1, 2)  # [1, C, grid, grid]
-        resized = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=True)
-        return torch.cat((table[:, :1], resized.flatten(2).transpose(1, 2)), dim=1)
-
-    def train(self, mode: bool = True) -> VggtPatchEmbedding:
-        """Also forgets interpolated positions that training may have made stale."""
-        if self.position_embeddings.requires_grad:
-            self._position_cache = {}
-        return super().train(mode)
+        device = table.device
+        grid = table[0, 1:].unflatten(0, (self.grid_size, self.grid_size))  # [grid, grid, C]
+        with torch.autocast(device.type, enabled=False):
+            grid = (resize_matrix(self.grid_size, rows, device) @ grid.flatten(1)).unflatten(1, grid.shape[1:])
+            grid = resize_matrix(self.grid_size, columns, device) @ grid  # [rows, columns, C]
+        return torch.cat((table[:, :1], grid.flatten(0, 1)[None]), dim=1)
 
 
 class VggtPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
@@ -391,21 +394,22 @@ class VggtModel(VggtPreTrainedModel):
                 maps[layer] = torch.cat((frame, x.to(dtype)), dim=-1)
         return VggtModelOutput(
             last_hidden_state=maps[last],
-            feature_maps={layer: maps[layer] for layer in layers},
+            feature_maps={layer: tokens for layer, tokens in maps.items() if layer in layers},
             patch_start_idx=num_special,
         )
 
-    def compile_blocks(self, **options: object) -> VggtModel:
+    def compile_blocks(self, **options: Any) -> VggtModel:
         """Compiles every block in place and returns the model: the switch for speed.
 
-        The three kinds of block (patch embedding, frame, global) are compiled once each, with a dynamic number of
-        views, so this costs seconds where compiling the whole model would cost minutes.
+        Each kind of block (patch embedding, frame, global) is compiled once for any number of views and any image
+        size, and once more for one view, so this costs seconds where compiling the whole model costs minutes.
 
         Args:
             **options: those of `torch.compile`, e.g. `mode="max-autotune-no-cudagraphs"`.
         """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MIN_RECOMPILE_LIMIT)
         for block in (*self.patch_embed.blocks, *self.frame_blocks, *self.global_blocks):
-            block.compile(fullgraph=True, **options)
+            block.compile(**{"fullgraph": True, "dynamic": True, **options})
         return self
 
     def _special_tokens(self, num_scenes: int, num_views: int) -> torch.Tensor:
@@ -451,22 +455,6 @@ def normalize_pixels(pixel_values: torch.Tensor) -> torch.Tensor:
         pixels = pixels / 255
     mean, std = image_statistics(pixel_values.device)
     return (pixels - mean) / std
-
-
-def image_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of the channels, float32 [3, 1, 1]."""
-    return _make_statistics(device) if torch.compiler.is_compiling() else _cached_statistics(device)
-
-
-def _make_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-    return mean, std
-
-
-@lru_cache(maxsize=MAX_CACHED_GRIDS)
-def _cached_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.inference_mode(False):
-        return _make_statistics(device)
 
 
 __all__ = ["VggtBlock", "VggtModel", "VggtModelOutput", "VggtPreTrainedModel"]
