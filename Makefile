@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -15,11 +16,10 @@ help: ## what can be made
 
 setup: $(READY) ## a virtual environment in .venv with everything
 
-$(READY): requirements.txt constraints.txt pyproject.toml
+$(READY): requirements.txt requirements-dev.txt requirements-deepspeed.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel -r requirements.txt
-	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt \
-		-e '.[dev,deepspeed,captions]'
+	$(PIP) setuptools wheel -r requirements.txt -r requirements-dev.txt
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -r requirements-deepspeed.txt  # its build needs the torch just installed
 	@touch $@
 
 demo: $(READY) ## data -> train -> eval -> an answer and an action, on procedural rooms, without a GPU

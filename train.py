@@ -45,7 +45,11 @@ def main(argv: list[str] | None = None) -> SceneTrainer:
         eval_dataset = _dataset(data_args, data_args.eval_split, data_args.max_eval_samples)
 
     model, processor = load_model(
-        model_args.model, model_args.tokenizer, model_args.attn_implementation, model_args.task_weights
+        model_args.model,
+        model_args.tokenizer,
+        model_args.attn_implementation,
+        model_args.task_weights,
+        model_args.image_size,
     )
     trainable = set_trainable(model, model_args.trainable_parts, model_args.frozen_text_layers)
     logger.info("%s parameters train on %s samples", f"{sum(trainable.values()):,}", f"{len(train_dataset):,}")

@@ -45,6 +45,9 @@ class ModelArguments:
         default=str(CONFIGS / "tokenizer-tiny"),
         metadata={"help": "Tokenizer folder or Hub id, used only with a configuration JSON."},
     )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side in pixels of the views. Default: the checkpoint's, or the encoder's own."}
+    )
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2 or eager."})
     trainable_parts: list[str] = field(
         default_factory=lambda: ["resampler", "geometry_tokens", "text"],

@@ -21,7 +21,11 @@ SPECIAL_TOKENS = {
 
 
 def load_model(
-    source: str, tokenizer: str, attn_implementation: str = "sdpa", task_weights: dict[str, float] | None = None
+    source: str,
+    tokenizer: str,
+    attn_implementation: str = "sdpa",
+    task_weights: dict[str, float] | None = None,
+    image_size: int | None = None,
 ) -> tuple[VggtQwen3ForConditionalGeneration, VggtQwen3Processor]:
     """Loads a checkpoint folder or Hub id; or builds the model that a configuration JSON describes.
 
@@ -29,6 +33,7 @@ def load_model(
         source: folder, Hub id, or a path that ends in `.json`.
         tokenizer: folder or Hub id of the tokenizer, read only with a configuration JSON.
         task_weights: replaces the tasks of the configuration and the weights of their losses.
+        image_size: side in pixels that views are resized to; None = as in the checkpoint, or the encoder's native one.
 
     Raises:
         FileNotFoundError: for a configuration JSON that is not there.
@@ -36,12 +41,13 @@ def load_model(
     """
     overrides = {} if task_weights is None else {"task_weights": task_weights}
     if source.endswith(".json"):
-        return build_model(read_config(source, **overrides), tokenizer, attn_implementation)
+        return build_model(read_config(source, **overrides), tokenizer, attn_implementation, image_size)
     config = VggtQwen3Config.from_pretrained(source, **overrides)
     model = VggtQwen3ForConditionalGeneration.from_pretrained(
         source, config=config, attn_implementation=attn_implementation
     )
-    return model, VggtQwen3Processor.from_pretrained(source)
+    options = {} if image_size is None else {"size": image_size}
+    return model, VggtQwen3Processor.from_pretrained(source, **options)
 
 
 def read_config(path: str, **overrides: Any) -> VggtQwen3Config:
@@ -54,13 +60,13 @@ def read_config(path: str, **overrides: Any) -> VggtQwen3Config:
 
 
 def build_model(
-    config: VggtQwen3Config, tokenizer: str, attn_implementation: str = "sdpa"
+    config: VggtQwen3Config, tokenizer: str, attn_implementation: str = "sdpa", image_size: int | None = None
 ) -> tuple[VggtQwen3ForConditionalGeneration, VggtQwen3Processor]:
     """A model with random weights, and the processor that feeds it; the global seed decides the weights."""
     text_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     fit_to_tokenizer(config, text_tokenizer)
     config._attn_implementation = attn_implementation
-    return VggtQwen3ForConditionalGeneration(config), build_processor(config, text_tokenizer)
+    return VggtQwen3ForConditionalGeneration(config), build_processor(config, text_tokenizer, image_size)
 
 
 def fit_to_tokenizer(config: VggtQwen3Config, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -80,12 +86,13 @@ def fit_to_tokenizer(config: VggtQwen3Config, tokenizer: PreTrainedTokenizerBase
     config.text_config.pad_token_id = _token_id(tokenizer, "<|endoftext|>")
 
 
-def build_processor(config: VggtQwen3Config, tokenizer: PreTrainedTokenizerBase) -> VggtQwen3Processor:
-    """The processor of a model whose images are squares of the encoder's native size."""
-    side = config.vision_config.image_size
-    image_processor = VggtQwen3ImageProcessor(height=side, width=side, patch_size=config.vision_config.patch_size)
+def build_processor(
+    config: VggtQwen3Config, tokenizer: PreTrainedTokenizerBase, image_size: int | None = None
+) -> VggtQwen3Processor:
+    """The processor of a model, for square images of `image_size` pixels, by default the encoder's native size."""
+    vision = config.vision_config
     return VggtQwen3Processor(
-        image_processor,
+        VggtQwen3ImageProcessor(size=image_size or vision.image_size, patch_size=vision.patch_size),
         tokenizer,
         num_latents=config.perceiver_config.num_latents,
         use_geometry_tokens=config.use_geometry_tokens,

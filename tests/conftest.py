@@ -1,0 +1,34 @@
+"""Shared by all tests: one thread a process, and a small dataset built once for all workers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from filelock import FileLock
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def rooms(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A built dataset of 8 training rooms and 4 held-out ones, 4 views each, made by the command that users type."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    root = shared / "rooms"
+    with FileLock(shared / "rooms.lock"):
+        if not (root / "manifest.json").is_file():
+            command = [sys.executable, "-m", "datasets_scripts.build", "--source", "rooms", "--output", str(root)]
+            command += ["--scenes", "8", "--heldout", "4", "--views", "8", "--num-proc", "1"]
+            subprocess.run(command, cwd=REPOSITORY, check=True)
+    return root

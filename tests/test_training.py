@@ -1,0 +1,259 @@
+"""Training: what learns and what does not, the loss of a step, refusals, resuming, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY
+from tests.fake import small_config
+from training.arguments import CONFIGS, known_keys, parse_arguments, read_yaml
+from training.checkpoints import find_checkpoint
+from training.data import SceneDataset
+from training.freezing import part_of, set_trainable
+from training.trainer import SceneTrainer
+
+
+@pytest.fixture(scope="session")
+def small_json(tmp_path_factory) -> str:
+    """A configuration of a model that trains in seconds, at the vocabulary of the tiny tokenizer."""
+    path = tmp_path_factory.mktemp("model") / "small.json"
+    fields = small_config().to_dict()
+    fields["text_config"]["vocab_size"] = json.loads((CONFIGS / "models" / "tiny.json").read_text())["text_config"][
+        "vocab_size"
+    ]
+    path.write_text(json.dumps(fields))
+    return str(path)
+
+
+def settings(small_json: str, rooms: Path, output: Path, **options: object) -> list[str]:
+    """A command line of a run of few, small steps."""
+    values = {
+        "model": small_json,
+        "dataset": rooms,
+        "output_dir": output,
+        "num_views": 2,
+        "samples_per_scene": 4,
+        "per_device_train_batch_size": 8,
+        "max_steps": 6,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        **options,
+    }
+    words = []
+    for key, value in values.items():
+        words += [f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return words
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+def losses(output: Path) -> list[float]:
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def build_trainer(argv: list[str]) -> SceneTrainer:
+    from training.assembly import load_model
+
+    model_args, data_args, args = parse_arguments(argv)
+    torch.manual_seed(args.seed)
+    model, processor = load_model(model_args.model, model_args.tokenizer)
+    set_trainable(model, model_args.trainable_parts, model_args.frozen_text_layers)
+    dataset = SceneDataset(data_args.dataset, "train", data_args.num_views, data_args.tasks)
+    return SceneTrainer(model, args, data_args, processor, dataset)
+
+
+@pytest.mark.parametrize(
+    ("options", "frozen"),
+    [
+        ({}, {"vision"}),
+        ({"trainable_parts": ["resampler", "geometry_tokens"]}, {"vision", "text"}),
+        ({"trainable_parts": ["vision", "resampler", "geometry_tokens", "text"]}, set()),
+    ],
+)
+def test_what_is_trainable_moves_and_the_rest_stays(small_json, rooms, tmp_path, options, frozen):
+    argv = settings(
+        small_json, rooms, tmp_path, max_steps=1, save_strategy="no", warmup_steps=0, samples_per_scene=2,
+        geometry_dropout=0, depth_dropout=0.5, **options,
+    )  # fmt: skip
+    trainer = build_trainer(argv)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        moved = not torch.equal(parameter, before[name])
+        assert moved == (part_of(name) not in frozen), f"{name} {'moved' if moved else 'stayed'}"
+
+
+def test_bottom_layers_stay_frozen(small_json, rooms, tmp_path):
+    trainer = build_trainer(settings(small_json, rooms, tmp_path, frozen_text_layers=1))
+    trainable = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert not any("layers.0." in name or "embed_tokens" in name for name in trainable if part_of(name) == "text")
+    assert any("language_model.layers.1." in name for name in trainable)
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (2, 4)])
+def test_accumulated_batches_take_the_step_of_one(small_json, rooms, tmp_path, batch, accumulation):
+    weights = []
+    for name, size, steps in (("one", 8, 1), ("many", batch, accumulation)):
+        argv = settings(
+            small_json, rooms, tmp_path / name, max_steps=1, samples_per_scene=2, per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps, save_strategy="no", task_weights='{"rooms_qa": 1, "rooms_actions": 3}',
+            optim="sgd", max_grad_norm=0, lr_scheduler_type="constant", warmup_steps=0,
+        )  # fmt: skip
+        trainer = build_trainer(argv)
+        trainer.train()
+        weights.append(dict(trainer.model.named_parameters()))
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_learning_rates_by_part(small_json, rooms, tmp_path):
+    trainer = build_trainer(settings(small_json, rooms, tmp_path, text_learning_rate=1e-5, learning_rate=1e-4))
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    for group in trainer.create_optimizer().param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["lr"] == (1e-5 if part_of(name) == "text" else 1e-4)
+            if "norm" in name or name.endswith("bias"):
+                assert group["weight_decay"] == 0
+
+
+def test_killed_and_resumed_equals_undisturbed(small_json, rooms, tmp_path):
+    whole = run([sys.executable, "train.py", *settings(small_json, rooms, tmp_path / "whole", max_steps=10)])
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    argv = settings(small_json, rooms, tmp_path / "cut", max_steps=10, resume_from_checkpoint="latest")
+    victim = subprocess.Popen(
+        [sys.executable, "train.py", *argv], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while find_checkpoint(tmp_path / "cut", "latest") is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "cut" / "trainer_state.json").exists(), "it was over before it was killed"
+    resumed = run([sys.executable, "train.py", *argv])
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert len(losses(tmp_path / "whole")) == 10
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    for name, tensor in load_file(tmp_path / "whole" / "model.safetensors").items():
+        torch.testing.assert_close(load_file(tmp_path / "cut" / "model.safetensors")[name], tensor, atol=0, rtol=0)
+
+
+def test_checkpoints_without_marker_do_not_count(small_json, rooms, tmp_path):
+    trainer = build_trainer(settings(small_json, rooms, tmp_path, max_steps=5, save_steps=1, save_total_limit=2))
+    trainer.train()
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert kept == ["checkpoint-4", "checkpoint-5"]
+    (tmp_path / "checkpoint-5" / "checkpoint_complete").unlink()
+    assert find_checkpoint(tmp_path, "latest") == tmp_path / "checkpoint-4"
+    with pytest.raises(ValueError, match=r"not a complete checkpoint.*checkpoint-4"):
+        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-5"))
+
+
+def test_a_checkpoint_holds_everything(small_json, rooms, tmp_path):
+    build_trainer(settings(small_json, rooms, tmp_path, max_steps=1, save_steps=1)).train()
+    names = {path.name for path in (tmp_path / "checkpoint-1").iterdir()}
+    assert {
+        "model.safetensors", "config.json", "generation_config.json", "processor_config.json", "tokenizer.json",
+        "chat_template.jinja", "modeling_vggt_qwen3.py", "modeling_vggt.py", "modeling_perceiver.py",
+        "processing_vggt_qwen3.py", "geometry_vggt_qwen3.py", "run_config.yaml", "trainer_state.json",
+    } <= names  # fmt: skip
+
+
+LAUNCHES = {
+    "ddp": ["torchrun", "--nproc_per_node", "2", "train.py", "--use_cpu", "true"],
+    "zero3": ["torchrun", "--nproc_per_node", "2", "train.py", "--deepspeed", "ds_zero3.json"],
+}
+
+
+@pytest.mark.parametrize("how", LAUNCHES)
+def test_two_processes_train_save_and_resume(how, small_json, rooms, tmp_path):
+    """Also where one rank's scenes have cameras and the other's have none: half the scenes hide theirs."""
+    program, *words = LAUNCHES[how]
+    command = [str(Path(sys.executable).parent / program), *words]
+    argv = settings(small_json, rooms, tmp_path, max_steps=4, geometry_dropout=0.5, per_device_train_batch_size=4)
+    first = run([*command, *argv], MASTER_PORT=str(_free_port()))
+    assert first.returncode == 0, first.stderr[-3000:]
+    alone = settings(
+        small_json, rooms, tmp_path / "one", max_steps=4, geometry_dropout=0.5, per_device_train_batch_size=8
+    )
+    trainer = build_trainer(alone)
+    trainer.train()
+    reference = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses(tmp_path) == pytest.approx(reference, rel=2e-3), "two ranks of 4 take the steps of one of 8"
+    trained = load_file(tmp_path / "model.safetensors")
+    for name, tensor in trainer.model.state_dict().items():
+        if name in trained:
+            torch.testing.assert_close(trained[name], tensor, atol=2e-3, rtol=2e-2, msg=name)
+
+    resumed = run(
+        [*command, *argv, "--max_steps", "6", "--resume_from_checkpoint", "latest"], MASTER_PORT=str(_free_port())
+    )
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert losses(tmp_path)[:4] == pytest.approx(reference, rel=2e-3)
+    assert len(losses(tmp_path)) == 6
+
+
+def test_the_command_of_the_readme_works_on_one_process(small_json, rooms, tmp_path):
+    program = str(Path(sys.executable).parent / "accelerate")
+    argv = settings(small_json, rooms, tmp_path, max_steps=1, save_strategy="no")
+    result = run([program, "launch", "train.py", "--deepspeed", "ds_zero3.json", *argv])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_recipes_are_read_to_the_last_key(path, tmp_path):
+    assert set(read_yaml(path)) <= known_keys()
+    parse_arguments(["--config", str(path), "--output_dir", str(tmp_path)])
+
+
+def test_unknown_settings_name_the_nearest(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"learning_rat": 1.0e-4, "num_view": 3, "seed": 1}))
+    with pytest.raises(ValueError, match=r"learning_rat \(did you mean learning_rate\?\), num_view \(.*num_views"):
+        parse_arguments(["--config", str(path)])
+    with pytest.raises(ValueError, match=r"sample_per_scene \(did you mean samples_per_scene\?\)"):
+        parse_arguments(["--sample_per_scene", "3"])
+    with pytest.raises(ValueError, match="label_smoothing_factor is not followed"):
+        parse_arguments(["--label_smoothing_factor", "0.1", "--output_dir", str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match=r"no nowhere\.yaml here"):
+        parse_arguments(["--config", "nowhere.yaml"])
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"num_views": 3, "task_mix": {"scanqa": 0.7, "sqa3d": 0.3}}))
+    _, data_args, _ = parse_arguments(["--config", str(path), "--num_views", "5", "--output_dir", str(tmp_path)])
+    assert data_args.num_views == 5
+    assert data_args.task_mix == {"scanqa": 0.7, "sqa3d": 0.3}
+
+
+def test_several_gpus_in_one_process_are_refused(monkeypatch):
+    from training.launch import refuse_data_parallel
+
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RuntimeError, match="accelerate launch --num_processes 2"):
+        refuse_data_parallel(2)
+
+
+def _free_port() -> int:
+    from training.launch import _free_port
+
+    return _free_port()
