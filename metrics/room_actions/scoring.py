@@ -46,7 +46,7 @@ def score_actions(
         {count, all: Row, oracle_scale: Row, any_instance: Row, by_kind: {thin | furniture | mixed: Row}, by_type:
         {type: Row}, per_sample: {outcome: [..], error: [..]}, gaps: [..], definitions: {..}} where
         Row = {count: {all, place_anchor, place_anchors}, scores: {metric: value}, intervals: {metric: [low, high]}}.
-        Rates, shares and F1 in percent, IoU in 0..1, metres, degrees. Predictions that are no valid action of the wanted
+        Rates, shares and F1 in percent, IoU in 0..1, metres, degrees. Predictions that are no valid action of the right
         name count as failures, as the table in outcomes.py says; only metrics with `placed` in their names leave them
         out.
 
