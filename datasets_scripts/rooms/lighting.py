@@ -17,7 +17,7 @@ def draw_lighting(plan: FloorPlan, objects: list[SceneObject], rng: np.random.Ge
     low, high = plan.rectangles[sizes.argmax()]
     spot = low + (high - low) * rng.uniform(0.35, 0.65, 2)
     day = rng.uniform(0.2, 1.0)
-    positions = [np.array([*spot, plan.height - 0.2])]
+    positions = [np.array([*spot, plan.height - 0.45])]
     colors = [np.array(_LAMP_TONES[rng.integers(3)]) * rng.uniform(1.6, 2.8)]
     for item in objects:
         if len(positions) == MAX_LIGHTS:

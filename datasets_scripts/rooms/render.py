@@ -4,18 +4,20 @@ import numpy as np
 import torch
 
 from datasets_scripts.rooms.scene import Room
-from datasets_scripts.rooms.shade import develop, pack_lights, shade
-from datasets_scripts.rooms.trace import RoomBatch, pack_rooms, pixel_rays, trace
+from datasets_scripts.rooms.shade import LightBatch, develop, pack_lights, shade
+from datasets_scripts.rooms.trace import RoomBatch, Views, pack_rooms, trace
 
-_PIXELS_PER_CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}
+_PIXELS_PER_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}
+_SUBPIXELS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
 
 
 def render_batch(
-    rooms: list[Room], device: torch.device | str = "cpu", *, size: int = 112, supersample: int = 1
+    rooms: list[Room], device: torch.device | str = "cpu", *, size: int = 112, antialias: bool = True
 ) -> dict[str, torch.Tensor]:
     """Render every view of `rooms` (all with the same number of views) as size x size images on `device`.
 
-    `supersample` n averages n x n colour samples a pixel; depth and instances are always those of the pixel centre.
+    With `antialias` the colour of pixels on edges is the mean of four samples; depth and instances are always those of
+    the pixel centre.
 
     Returns images uint8 [S, V, 3, size, size]; depth float32 [S, V, size, size] (z-depth, metres, 0 = nothing hit);
     instances int16 [S, V, size, size] (ids of Room); intrinsics float64 [S, 3, 3] in pixels; world_from_cam float64
@@ -24,60 +26,59 @@ def render_batch(
     counts = {len(room.room_from_cam) for room in rooms}
     if len(counts) != 1:
         raise ValueError(f"rooms of one batch need the same number of views, found {sorted(counts)}")
-    num_views = counts.pop()
+    shape = (len(rooms), counts.pop())
     batch = pack_rooms(rooms, device)
+    scene = torch.arange(len(rooms), device=batch.device).repeat_interleave(shape[1])
     cameras = np.concatenate([room.room_from_cam for room in rooms])
+    focal = torch.tensor([room.focal for room in rooms], dtype=torch.float32).to(batch.device)
     room_from_cam = torch.as_tensor(cameras, dtype=torch.float32).to(batch.device)
-    scene = torch.arange(len(rooms), device=batch.device).repeat_interleave(num_views)
-    focal = torch.tensor([room.focal for room in rooms], dtype=torch.float32).to(batch.device)[scene]
-    depth, primitive = trace(batch, room_from_cam, scene, focal, size)
-    color = _color(rooms, batch, room_from_cam, scene, focal, depth, primitive, supersample)
+    views = Views(room_from_cam, scene, focal[scene], size)
+    depth, primitive = trace(batch, views)
+    lights = pack_lights(rooms, batch)
+    linear = _color(batch, lights, views, depth, primitive)
+    if antialias:
+        _smooth_edges(linear, batch, lights, views, primitive)
+    images = develop(linear.view(-1, size, size, 3), lights.exposure[scene])
     instances = torch.where(primitive >= 0, batch.instance[primitive], 0).to(torch.int16)
     return {
-        "images": color.view(len(rooms), num_views, 3, size, size),
-        "depth": depth.view(len(rooms), num_views, size, size),
-        "instances": instances.view(len(rooms), num_views, size, size),
+        "images": images.view(*shape, 3, size, size),
+        "depth": depth.view(*shape, size, size),
+        "instances": instances.view(*shape, size, size),
         "intrinsics": torch.as_tensor(np.stack([room.intrinsics(size) for room in rooms])).to(batch.device),
         "world_from_cam": torch.as_tensor(np.stack([room.world_from_cam for room in rooms])).to(batch.device),
     }
 
 
 def _color(
-    rooms: list[Room],
     batch: RoomBatch,
-    room_from_cam: torch.Tensor,
-    scene: torch.Tensor,
-    focal: torch.Tensor,
+    lights: LightBatch,
+    views: Views,
     depth: torch.Tensor,
     primitive: torch.Tensor,
-    supersample: int,
+    offset: tuple[float, float] = (0.0, 0.0),
 ) -> torch.Tensor:
-    """Return the developed images [N, 3, size, size] uint8 of N views."""
-    size = depth.shape[-1]
-    lights = pack_lights(rooms, batch)
-    if supersample > 1:
-        depth, primitive = trace(batch, room_from_cam, scene, focal, size * supersample)
-    fine = depth.shape[-1]
-    step = max(1, _PIXELS_PER_CHUNK[batch.device.type] // fine**2)
-    images = []
-    for start in range(0, len(scene), step):
-        views = slice(start, start + step)
-        rays = pixel_rays(focal[views], fine).flatten(1, 2) @ room_from_cam[views, :3, :3].transpose(1, 2)
-        seen = rays.shape[:2]
+    """Return the linear colour [N * size * size, 3] of every pixel; black where nothing was hit."""
+    depth, primitive = depth.flatten(), primitive.flatten()
+    linear = torch.zeros(len(depth), 3, device=batch.device)
+    for pixel in (primitive >= 0).nonzero()[:, 0].split(_PIXELS_PER_CHUNK[batch.device.type]):
+        linear[pixel] = shade(batch, lights, views, pixel, depth[pixel], primitive[pixel], offset)
+    return linear
 
-        def spread(values: torch.Tensor, seen: torch.Size = seen) -> torch.Tensor:
-            return values[:, None].expand(*seen, *values.shape[1:]).flatten(0, 1)
 
-        linear = shade(
-            batch,
-            lights,
-            rays.flatten(0, 1),
-            spread(room_from_cam[views, :3, 3]),
-            spread(scene[views]),
-            spread(1.0 / (focal[views] * fine)),
-            depth[views].flatten(),
-            primitive[views].flatten().clamp(min=0),
-        )
-        linear = linear.view(-1, size, supersample, size, supersample, 3).mean(dim=(2, 4))
-        images.append(develop(linear, lights.exposure[scene[views]]))
-    return torch.cat(images)
+def _smooth_edges(
+    linear: torch.Tensor, batch: RoomBatch, lights: LightBatch, views: Views, primitive: torch.Tensor
+) -> None:
+    """Replace the colour of pixels where two primitives meet by the mean of four samples, in place."""
+    edge = torch.zeros_like(primitive, dtype=torch.bool)
+    across = primitive[:, :, 1:] != primitive[:, :, :-1]
+    edge[:, :, 1:] |= across
+    edge[:, :, :-1] |= across
+    down = primitive[:, 1:] != primitive[:, :-1]
+    edge[:, 1:] |= down
+    edge[:, :-1] |= down
+    total = torch.zeros_like(linear)
+    for offset in _SUBPIXELS:
+        depth, found = trace(batch, views, offset, edge)
+        total += _color(batch, lights, views, depth, found, offset)
+    pixel = edge.flatten().nonzero()[:, 0]
+    linear[pixel] = total[pixel] / len(_SUBPIXELS)

@@ -8,7 +8,7 @@ import torch
 from datasets_scripts.rooms.lighting import MAX_LIGHTS
 from datasets_scripts.rooms.scene import BOX, CYLINDER, ELLIPSOID, QUAD, Room
 from datasets_scripts.rooms.textures import Surface, textured
-from datasets_scripts.rooms.trace import RoomBatch, trace
+from datasets_scripts.rooms.trace import RoomBatch, Views, trace
 
 _SHADOW_SIZE = 160  # texels on each side of the shadow map
 _SHADOW_FOCAL = 0.16  # in map widths: 144 degrees, the whole floor
@@ -42,7 +42,7 @@ def pack_lights(rooms: list[Room], batch: RoomBatch) -> LightBatch:
     down[:, :3, 3] = tensor(position[:, 0])
     scene = torch.arange(len(rooms), device=batch.device)
     focal = torch.full((len(rooms),), _SHADOW_FOCAL, device=batch.device)
-    shadow, _ = trace(batch, down, scene, focal, _SHADOW_SIZE)
+    shadow, _ = trace(batch, Views(down, scene, focal, _SHADOW_SIZE))
     looks = [room.lighting for room in rooms]
     return LightBatch(
         tensor(position),
@@ -57,43 +57,63 @@ def pack_lights(rooms: list[Room], batch: RoomBatch) -> LightBatch:
 def shade(
     batch: RoomBatch,
     lights: LightBatch,
-    rays: torch.Tensor,
-    position: torch.Tensor,
-    scene: torch.Tensor,
-    footprint: torch.Tensor,
+    views: Views,
+    pixel: torch.Tensor,
     depth: torch.Tensor,
     primitive: torch.Tensor,
+    offset: tuple[float, float] = (0.0, 0.0),
 ) -> torch.Tensor:
     """Return the linear colour [K, 3] of K pixels.
 
-    rays [K, 3] in the room frame, scaled so that depth times ray leads from `position` [K, 3] to the surface; scene
-    [K] index of the room; footprint [K] width of a pixel at one metre; depth [K]; primitive [K].
+    pixel [K] is the flat index into [N, size, size]; depth [K] and primitive [K] are what `trace` found there for the
+    same `offset`.
     """
-    point = position + rays * depth[:, None]
-    canonical = (batch.inverse[primitive] @ (point - batch.center[primitive])[..., None])[..., 0]
-    half, shape = batch.half[primitive], batch.shape[primitive]
+    view, point, ray = _surface_points(views, pixel, depth, offset)
+    scene = views.scene.index_select(0, view)
+    canonical = (
+        batch.inverse.index_select(0, primitive) @ (point - batch.center.index_select(0, primitive))[..., None]
+    )[..., 0]
+    half, shape = batch.half.index_select(0, primitive), batch.shape.index_select(0, primitive)
     inner, face = _canonical_normal(canonical, half, shape)
-    normal = torch.nn.functional.normalize((batch.rotation[primitive] @ inner[..., None])[..., 0], dim=-1)
-    ray = torch.nn.functional.normalize(rays, dim=-1)
-    texture = batch.texture[primitive]
-    surface = Surface(
-        batch.color[primitive] ** 2.2,
-        _face_coordinates(canonical * half, half, face),
-        texture[:, 0],
-        texture[:, 1].to(torch.int32),
-        footprint * depth,
-        ray,
-        normal,
-        lights.sky[scene],
+    normal = torch.nn.functional.normalize(
+        (batch.rotation.index_select(0, primitive) @ inner[..., None])[..., 0], dim=-1
     )
-    albedo, emission = textured(surface, batch.material[primitive])
-    light = lights.ambient[scene] * ((0.8 + 0.2 * normal[:, 2]) * _corner_shade(canonical, half, shape))[:, None]
+    texture = batch.texture.index_select(0, primitive)
+    surface = Surface(
+        color=batch.color.index_select(0, primitive) ** 2.2,
+        uv=_face_coordinates(canonical * half, half, face),
+        scale=texture[:, 0],
+        seed=texture[:, 1].to(torch.int32),
+        footprint=depth / (views.focal.index_select(0, view) * views.size),
+        ray=ray,
+        normal=normal,
+        sky=lights.sky.index_select(0, scene),
+    )
+    albedo, emission = textured(surface, batch.material.index_select(0, primitive))
+    light = (
+        lights.ambient.index_select(0, scene)
+        * ((0.8 + 0.2 * normal[:, 2]) * _corner_shade(canonical, half, shape))[:, None]
+    )
     for index in range(MAX_LIGHTS):
-        strength = _lambert(point, normal, lights.position[scene, index])
+        strength = _lambert(point, normal, lights.position[:, index].index_select(0, scene))
         if index == 0:
             strength = strength * _lit(point, scene, lights)
-        light = light + lights.color[scene, index] * strength[:, None]
+        light = light + lights.color[:, index].index_select(0, scene) * strength[:, None]
     return albedo * light + emission
+
+
+def _surface_points(
+    views: Views, pixel: torch.Tensor, depth: torch.Tensor, offset: tuple[float, float]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the view [K], the surface point [K, 3] (room frame) and the unit ray [K, 3] (room frame) of pixels."""
+    size = views.size
+    view, place = pixel // size**2, pixel % size**2
+    x, y = place % size + offset[0] + 0.5, place // size + offset[1] + 0.5
+    scale = 1.0 / (size * views.focal.index_select(0, view))
+    local = torch.stack([(x - size / 2) * scale, (y - size / 2) * scale, torch.ones_like(scale)], dim=1)
+    cameras = views.room_from_cam.index_select(0, view)
+    ray = (cameras[:, :3, :3] @ local[..., None])[..., 0]
+    return view, cameras[:, :3, 3] + ray * depth[:, None], torch.nn.functional.normalize(ray, dim=-1)
 
 
 def develop(linear: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
@@ -143,12 +163,12 @@ def _lambert(point: torch.Tensor, normal: torch.Tensor, lamp: torch.Tensor) -> t
     towards = lamp - point
     squared = (towards**2).sum(1)
     cosine = (towards * normal).sum(1) / squared.clamp(min=1e-6).sqrt()
-    return (0.25 + 0.75 * cosine).clamp(min=0) / (0.8 + squared)
+    return (0.25 + 0.75 * cosine).clamp(min=0) / (1.0 + squared)
 
 
 def _lit(point: torch.Tensor, scene: torch.Tensor, lights: LightBatch) -> torch.Tensor:
     """Return how much [K] of the ceiling lamp reaches each point: four texels of its shadow map, weighed bilinearly."""
-    local = point - lights.position[scene, 0]
+    local = point - lights.position[:, 0].index_select(0, scene)
     depth = (-local[:, 2]).clamp(min=1e-3)
     x = (local[:, 0] / depth * _SHADOW_FOCAL + 0.5) * _SHADOW_SIZE - 0.5
     y = (-local[:, 1] / depth * _SHADOW_FOCAL + 0.5) * _SHADOW_SIZE - 0.5
@@ -158,6 +178,9 @@ def _lit(point: torch.Tensor, scene: torch.Tensor, lights: LightBatch) -> torch.
     row = top.clamp(0, _SHADOW_SIZE - 2).to(torch.int64)
     base = (scene * _SHADOW_SIZE + row) * _SHADOW_SIZE + column
     flat = lights.shadow.view(-1)
-    lit = [(flat[base + step] > depth - _SHADOW_BIAS).to(x.dtype) for step in (0, 1, _SHADOW_SIZE, _SHADOW_SIZE + 1)]
+    lit = [
+        (flat.index_select(0, base + step) > depth - _SHADOW_BIAS).to(x.dtype)
+        for step in (0, 1, _SHADOW_SIZE, _SHADOW_SIZE + 1)
+    ]
     upper, lower = torch.lerp(lit[0], lit[1], x - left), torch.lerp(lit[2], lit[3], x - left)
     return torch.where(outside, 1.0, torch.lerp(upper, lower, y - top))

@@ -23,7 +23,7 @@ class Surface:
 
     def at(self, index: torch.Tensor) -> "Surface":
         """Return the points selected by `index`."""
-        return Surface(**{item.name: getattr(self, item.name)[index] for item in fields(Surface)})
+        return Surface(**{item.name: getattr(self, item.name).index_select(0, index) for item in fields(Surface)})
 
 
 def textured(surface: Surface, material: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,6 +5,7 @@ canonical space, and the nearest hit of each pixel wins. Cost follows the covere
 The same code runs on CPU and GPU; memory is bounded by testing a fixed number of (ray, primitive) pairs at a time.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,9 @@ _PAIRS_PER_CHUNK = {"cpu": 1 << 17, "cuda": 1 << 25}
 _NOTHING = torch.iinfo(torch.int64).max
 _CORNERS = torch.tensor([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
 _EDGES = torch.tensor([[a, b] for a in range(8) for b in range(a + 1, 8) if (a ^ b) in (1, 2, 4)]).T
+
+
+Intersection = Callable[[torch.Tensor, list[torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -72,41 +76,60 @@ def pack_rooms(rooms: list[Room], device: torch.device | str) -> RoomBatch:
     )
 
 
+@dataclass(frozen=True)
+class Views:
+    """N square pinhole cameras (OpenCV axes, principal point in the middle)."""
+
+    room_from_cam: torch.Tensor  # [N, 4, 4]
+    scene: torch.Tensor  # [N] index of the camera's room in the batch
+    focal: torch.Tensor  # [N] focal length in image widths
+    size: int  # pixels on each side
+
+    def __len__(self) -> int:
+        return len(self.scene)
+
+
 def trace(
-    batch: RoomBatch, room_from_cam: torch.Tensor, scene: torch.Tensor, focal: torch.Tensor, size: int
+    batch: RoomBatch,
+    views: Views,
+    offset: tuple[float, float] = (0.0, 0.0),
+    wanted: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return z-depth [N, size, size] in metres (0 = nothing hit) and primitive index [N, size, size] (-1 = nothing).
 
-    room_from_cam [N, 4, 4] are N pinhole cameras (OpenCV axes), camera i in room scene[i] of the batch, with focal
-    length focal[i] in image widths and the principal point in the middle. Rays pass through pixel centres.
+    Rays pass through the pixel centres, moved by `offset` (x, y) pixels. Where the bool mask `wanted`
+    [N, size, size] is False nothing is tested and nothing hit.
     """
-    view, primitive = _view_primitive_pairs(batch, scene)
-    rotation = room_from_cam[view, :3, :3]
-    relative = room_from_cam[view, :3, 3] - batch.center[primitive]  # [M, 3]
-    spans = _pixel_rectangles(batch, primitive, rotation, relative, focal[view], size)
-    nearest = torch.full((len(room_from_cam) * size * size,), _NOTHING, dtype=torch.int64, device=batch.device)
+    size = views.size
+    view, primitive = _view_primitive_pairs(batch, views.scene)
+    rotation = views.room_from_cam[view, :3, :3]
+    relative = views.room_from_cam[view, :3, 3] - batch.center[primitive]  # [M, 3]
+    spans = _pixel_rectangles(batch, primitive, rotation, relative, views, view, offset)
+    nearest = torch.full((len(views) * size * size,), _NOTHING, dtype=torch.int64, device=batch.device)
     inverse = batch.inverse[primitive]
     direction = inverse @ rotation  # canonical direction = direction @ (x, y, 1)
     origin = (inverse @ relative[..., None])[..., 0]
     rays = torch.cat([direction.transpose(1, 2).flatten(1), origin], dim=1)  # [M, 12]
     kind = batch.shape[primitive]
     area = (spans[:, 2] * spans[:, 3]).clamp(min=0)
+    pixel_width = 1.0 / (size * views.focal[view])
     for shape, intersect in _INTERSECTIONS.items():
         selected = ((kind == shape) & (area > 0)).nonzero()[:, 0]
         for chunk in _chunks(selected, area):
-            _cast(nearest, chunk, area, spans, rays, view, primitive, focal, size, intersect)
+            row, x, y = _expand(spans[chunk])
+            pixel = (view[chunk].index_select(0, row) * size + y) * size + x
+            if wanted is not None:
+                kept = wanted.view(-1).index_select(0, pixel).nonzero()[:, 0]
+                row, x, y, pixel = (values.index_select(0, kept) for values in (row, x, y, pixel))
+            scale = pixel_width[chunk].index_select(0, row)
+            plane_x, plane_y = (x + (offset[0] + 0.5 - size / 2)) * scale, (y + (offset[1] + 0.5 - size / 2)) * scale
+            found, hit = _cast(rays[chunk].T.contiguous().index_select(1, row), plane_x, plane_y, intersect)
+            key = (found.view(torch.int32).to(torch.int64) << 32) | primitive[chunk][row[hit]]
+            nearest.scatter_reduce_(0, pixel[hit], key, "amin")
     hit = nearest != _NOTHING
     depth = (nearest >> 32).to(torch.int32).view(torch.float32)
     depth = torch.where(hit, depth, 0.0).view(-1, size, size)
     return depth, torch.where(hit, nearest & 0xFFFFFFFF, -1).view(-1, size, size)
-
-
-def pixel_rays(focal: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the ray directions [N, size, size, 3] of cameras with focal lengths [N], camera axes, z = 1."""
-    steps = (torch.arange(size, device=focal.device) + 0.5) / size - 0.5
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
-    plane = torch.stack([x, y], dim=-1) / focal[:, None, None, None]
-    return torch.cat([plane, torch.ones_like(plane[..., :1])], dim=-1)
 
 
 def _view_primitive_pairs(batch: RoomBatch, scene: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,8 +145,9 @@ def _pixel_rectangles(
     primitive: torch.Tensor,
     rotation: torch.Tensor,
     relative: torch.Tensor,
-    focal: torch.Tensor,
-    size: int,
+    views: Views,
+    view: torch.Tensor,
+    offset: tuple[float, float],
 ) -> torch.Tensor:
     """Return for every pair the first column, first row, width and height [M, 4] of the pixels it may cover."""
     flat = batch.half[primitive] * torch.where(batch.shape[primitive, None] == QUAD, _flat(batch.device), 1.0)
@@ -135,7 +159,9 @@ def _pixel_rectangles(
     crossing = (a[..., 2] < NEAR) != (b[..., 2] < NEAR)
     points = torch.cat([corners, a + share * (b - a)], dim=1)  # [M, 20, 3]
     usable = torch.cat([corners[..., 2] >= NEAR, crossing], dim=1)
-    image = (points[..., :2] / points[..., 2:].clamp(min=NEAR) * focal[:, None, None] + 0.5) * size - 0.5
+    size = views.size
+    image = (points[..., :2] / points[..., 2:].clamp(min=NEAR) * views.focal[view, None, None] + 0.5) * size - 0.5
+    image = image - torch.tensor(offset, device=image.device)
     low = torch.where(usable[..., None], image, torch.inf).amin(1).floor().clamp(0, size)
     high = torch.where(usable[..., None], image, -torch.inf).amax(1).ceil().clamp(-1, size - 1)
     extent = (high - low + 1).clamp(min=0)
@@ -156,38 +182,25 @@ def _chunks(selected: torch.Tensor, area: torch.Tensor) -> tuple[torch.Tensor, .
     return selected.split(counts.tolist())
 
 
+def _expand(spans: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """List the pixels of every rectangle [n, 4]: index of the rectangle, column and row of the pixel, each [K]."""
+    left, top, width, height = spans.unbind(1)
+    counts = width * height
+    row = torch.repeat_interleave(torch.arange(len(spans), device=spans.device), counts)
+    within = torch.arange(len(row), device=spans.device) - (counts.cumsum(0) - counts).index_select(0, row)
+    width = width.index_select(0, row)
+    down = torch.div(within, width, rounding_mode="floor")
+    return row, left.index_select(0, row) + within - down * width, top.index_select(0, row) + down
+
+
 def _cast(
-    nearest: torch.Tensor,
-    chunk: torch.Tensor,
-    area: torch.Tensor,
-    spans: torch.Tensor,
-    rays: torch.Tensor,
-    view: torch.Tensor,
-    primitive: torch.Tensor,
-    focal: torch.Tensor,
-    size: int,
-    intersect,
-) -> None:
-    """Test the rays of every pair in `chunk` and keep the nearest hit of each pixel in `nearest`."""
-    counts = area[chunk]
-    row = torch.repeat_interleave(torch.arange(len(chunk), device=chunk.device), counts)
-    within = torch.arange(len(row), device=chunk.device) - (counts.cumsum(0) - counts)[row]
-    left, top, width, _ = spans[chunk].unbind(1)
-    down = torch.div(within, width[row], rounding_mode="floor")
-    x = left[row] + within - down * width[row]
-    y = top[row] + down
-    scale = 1.0 / (size * focal[view[chunk]])
-    ray = rays[chunk].T.contiguous()  # [12, pairs]
-    plane_x = (x + 0.5 - size / 2) * scale[row]
-    plane_y = (y + 0.5 - size / 2) * scale[row]
-    columns = ray.index_select(1, row)  # [12, K]
-    direction = [columns[i] * plane_x + columns[3 + i] * plane_y + columns[6 + i] for i in range(3)]
-    depth, hit = intersect(columns[9:], direction)
+    rays: torch.Tensor, plane_x: torch.Tensor, plane_y: torch.Tensor, intersect: Intersection
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the depth of the hits and their indices, both [hits], for rays [12, K] through (x, y, 1) [K] each."""
+    direction = [rays[i] * plane_x + rays[3 + i] * plane_y + rays[6 + i] for i in range(3)]
+    depth, hit = intersect(rays[9:], direction)
     hit = (hit & (depth > NEAR)).nonzero()[:, 0]
-    row, depth = row[hit], depth[hit]
-    pixel = (view[chunk][row] * size + y[hit]) * size + x[hit]
-    key = (depth.view(torch.int32).to(torch.int64) << 32) | primitive[chunk][row]
-    nearest.scatter_reduce_(0, pixel, key, "amin")
+    return depth[hit], hit
 
 
 def _slab(origin: torch.Tensor, direction: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
