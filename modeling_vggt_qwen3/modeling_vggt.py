@@ -372,12 +372,12 @@ class VggtModel(VggtPreTrainedModel):
         Raises:
             ValueError: for a shape or a layer that the model does not have.
         """
-        layers = self._resolve_layers(feature_layers)
+        layers = self.resolve_layers(feature_layers)
         rows, columns = self._check_pixels(pixel_values)
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         num_special = self.config.num_special_tokens
         rotary = grid_rotary_tables(rows, columns, num_special, head_dim, self.config.rope_theta, pixel_values.device)
-        key_mask = None if view_mask is None else self._make_key_mask(view_mask, num_special + rows * columns)
+        key_mask = None if view_mask is None else self.make_key_mask(view_mask, num_special + rows * columns)
 
         num_scenes, num_views = pixel_values.shape[:2]
         patches = self.patch_embed(normalize_pixels(pixel_values).flatten(0, 1)).unflatten(0, (num_scenes, num_views))
@@ -418,11 +418,11 @@ class VggtModel(VggtPreTrainedModel):
         tokens = torch.cat((first, others.expand(-1, num_views - 1, -1, -1)), dim=1)
         return tokens.expand(num_scenes, -1, -1, -1)
 
-    def _make_key_mask(self, view_mask: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    def make_key_mask(self, view_mask: torch.Tensor, num_tokens: int) -> torch.Tensor:
         keys = view_mask.unsqueeze(-1).expand(-1, -1, num_tokens).flatten(1)  # [S, V * tokens]
         return keys if "flash" in self.config._attn_implementation else keys[:, None, None, :]
 
-    def _resolve_layers(self, feature_layers: Sequence[int] | Literal["all"] | None) -> list[int]:
+    def resolve_layers(self, feature_layers: Sequence[int] | Literal["all"] | None) -> list[int]:
         depth = self.config.num_hidden_layers
         layers = list(range(depth)) if feature_layers == "all" else list(feature_layers or ())
         wrong = [layer for layer in layers if not PATCH_EMBEDDING_LAYER <= layer < depth]
