@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+import warnings
 from typing import Any
 
 from transformers import set_seed
@@ -88,6 +89,7 @@ def _set_up_logging(args: SceneTrainingArguments) -> None:
         format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO if is_main else logging.ERROR
     )
     library_logging.set_verbosity_warning()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # DeepSpeed, every step
 
 
 if __name__ == "__main__":

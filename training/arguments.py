@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 from transformers import HfArgumentParser, TrainingArguments
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -115,6 +116,8 @@ class SceneTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if isinstance(self.deepspeed, str) and self.deepspeed:
             self.deepspeed = str(find_config(self.deepspeed))
+        if self.deepspeed and self.accelerator_config is None and PartialState._shared_state:
+            self.accelerator_config = {"use_configured_state": True}  # the state that prepare_process made
         self._refuse_bypassed()
         super().__post_init__()
 

@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import IGNORE_INDEX, VggtQwen3ForConditionalGeneration
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
@@ -155,8 +156,9 @@ class SceneTrainer(Trainer):
         """Model, processor, remote code, and the settings that made them."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            path = Path(output_dir or self.args.output_dir) / RUN_CONFIG
-            path.write_text(yaml.safe_dump(self.run_config, sort_keys=False), encoding="utf-8")
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle; the settings are in the YAML
+            (folder / RUN_CONFIG).write_text(yaml.safe_dump(self.run_config, sort_keys=False), encoding="utf-8")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Marks the checkpoint complete once every rank has written, and only then drops older ones."""
