@@ -298,7 +298,7 @@ class VggtPatchEmbedding(nn.Module):
 
 
 class VggtPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
-    config: VggtConfig
+    config_class = VggtConfig
     base_model_prefix = "vggt"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
