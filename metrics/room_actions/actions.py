@@ -52,7 +52,9 @@ def _schema() -> dict[str, Any]:
 
 
 ACTION_SCHEMA: dict[str, Any] = _schema()
-_VALIDATOR = jsonschema.Draft202012Validator(ACTION_SCHEMA)
+_VALIDATORS = {
+    each["properties"]["action"]["const"]: jsonschema.Draft202012Validator(each) for each in ACTION_SCHEMA["oneOf"]
+}
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,21 @@ def read_action(source: str | Mapping[str, Any] | None) -> Reading:
     if not isinstance(source, Mapping):
         return Reading(None, False, f"{str(source)[:_NUM_SHOWN]} is no JSON object")
     action = _with_flat_normals(source)
-    error = jsonschema.exceptions.best_match(_VALIDATOR.iter_errors(action))
-    if error is not None:
-        return Reading(None, True, f"{error.json_path}: {error.message[:_NUM_SHOWN]}")
-    fault = next(filter(None, map(_numeric_fault, anchors_of(action))), None)
+    fault = _schema_fault(action) or next(filter(None, map(_numeric_fault, anchors_of(action))), None)
     return Reading(None, True, fault) if fault else Reading(action, True, None)
 
 
 def anchors_of(action: Mapping[str, Any]) -> list[Anchor]:
     """The anchors of a valid action of either name."""
     return action["anchors"] if action["action"] == LIST_ACTION else [action]
+
+
+def _schema_fault(action: Action) -> str | None:
+    name = action.get("action")
+    if not isinstance(name, str) or name not in _VALIDATORS:
+        return f"action is {str(name)[:_NUM_SHOWN]!r}, wanted {' or '.join(_VALIDATORS)}"
+    error = jsonschema.exceptions.best_match(_VALIDATORS[name].iter_errors(action))
+    return None if error is None else f"{error.json_path}: {error.message[:_NUM_SHOWN]}"
 
 
 def _numeric_fault(anchor: Anchor) -> str | None:
