@@ -1,8 +1,8 @@
 """Trains the model: configuration -> processor, model, trainable set, data, trainer -> outputs/<run>/.
 
-    python train.py                                            the embedded default: procedural rooms, tiny model
-    python train.py --config stage1_3dqa.yaml                  a recipe from configs/
-    accelerate launch train.py --deepspeed ds_zero3.json       one CPU, one GPU or many
+python train.py                                            the embedded default: procedural rooms, tiny model
+python train.py --config stage1_3dqa.yaml                  a recipe from configs/
+accelerate launch train.py --deepspeed ds_zero3.json       one CPU, one GPU or many
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ def _dataset(data_args: DataArguments, split: str, max_samples: int | None) -> S
     return SceneDataset(data_args.dataset, split, data_args.num_views, data_args.tasks, max_samples)
 
 
-def _run_config(
-    model_args: ModelArguments, data_args: DataArguments, args: SceneTrainingArguments
-) -> dict[str, Any]:
+def _run_config(model_args: ModelArguments, data_args: DataArguments, args: SceneTrainingArguments) -> dict[str, Any]:
     """Every setting as it was resolved, with secrets left out."""
     training = {key: value for key, value in args.to_dict().items() if not key.endswith("token")}
     return {**dataclasses.asdict(model_args), **dataclasses.asdict(data_args), **training}
@@ -89,6 +87,7 @@ def _set_up_logging(args: SceneTrainingArguments) -> None:
         format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO if is_main else logging.ERROR
     )
     library_logging.set_verbosity_warning()
+    library_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # DeepSpeed, every step
 
 

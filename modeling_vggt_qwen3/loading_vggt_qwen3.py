@@ -18,9 +18,7 @@ class StrictLoadingMixin:
             ValueError: for missing, unexpected or mismatched tensors, by name.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         cls._check_loading_info(str(pretrained_model_name_or_path), info)
         return (model, info) if wants_info else model
 

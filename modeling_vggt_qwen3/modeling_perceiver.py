@@ -93,7 +93,7 @@ class RayEmbedding(nn.Module):
 
 
 class PointEmbedding(nn.Module):
-    """Sines and cosines of metric coordinates, wavelengths 32 m, 16 m, ...; a learned vector where no point is known."""
+    """Sines and cosines of metric coordinates, wavelengths 32 m, 16 m, ...; learned where no point is known."""
 
     def __init__(self, dim: int, num_frequencies: int) -> None:
         super().__init__()
@@ -197,9 +197,7 @@ class PerceiverResampler(nn.Module):
         self.feature_norms = nn.ModuleList(nn.LayerNorm(w, eps=config.layer_norm_eps) for w in widths.values())
         self.feature_projs = nn.ModuleList(nn.Linear(w, dim) for w in widths.values())
         self.ray_embedding = RayEmbedding(dim) if config.use_ray_embedding else None
-        self.point_embedding = (
-            PointEmbedding(dim, config.num_point_frequencies) if config.use_point_embedding else None
-        )
+        self.point_embedding = PointEmbedding(dim, config.num_point_frequencies) if config.use_point_embedding else None
         self.latents = nn.Parameter(torch.empty(config.num_latents, dim))
         self.layers = nn.ModuleList(PerceiverLayer(config) for _ in range(config.num_hidden_layers))
         self.output_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)

@@ -368,9 +368,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixi
         self, input_ids: torch.Tensor, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         """Images and cameras take part in the first step alone, unless there is no cache to remember them."""
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
+        model_inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and kwargs.get("use_cache", True):
             for key in (*PREFILL_KEYS, "scene_index"):
                 model_inputs.pop(key, None)
@@ -400,9 +398,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixi
         super().save_pretrained(save_directory, **kwargs)
 
 
-def _collect_geometry(
-    tensors: dict[str, torch.Tensor | None], image_size: tuple[int, int]
-) -> SceneGeometry | None:
+def _collect_geometry(tensors: dict[str, torch.Tensor | None], image_size: tuple[int, int]) -> SceneGeometry | None:
     given = {key: value for key, value in tensors.items() if value is not None}
     if not given:
         return None

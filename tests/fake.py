@@ -105,13 +105,13 @@ def fake_text(
     order = (lambda row, fill: fill + row) if pad == "left" else (lambda row, fill: row + fill)
     return {
         "input_ids": torch.tensor([order(row, fill) for row, fill in zip(rows, padding)]),
-        "attention_mask": torch.tensor(
-            [order([1] * len(row), [0] * len(fill)) for row, fill in zip(rows, padding)]
-        ),
+        "attention_mask": torch.tensor([order([1] * len(row), [0] * len(fill)) for row, fill in zip(rows, padding)]),
     }
 
 
-def fake_batch(config: VggtQwen3Config, num_scenes: int = 2, num_views: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
+def fake_batch(
+    config: VggtQwen3Config, num_scenes: int = 2, num_views: int = 3, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """One row of text a scene, every camera known."""
     scenes = fake_scenes(config, num_scenes, num_views, seed)
     visual = [config.perceiver_config.num_latents + num_views * config.use_geometry_tokens] * num_scenes

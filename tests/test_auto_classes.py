@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.fake import small_config
-from training.assembly import build_model
 from training.arguments import CONFIGS
+from training.assembly import build_model
 
 LOADER = """
 import json, sys

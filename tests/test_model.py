@@ -117,14 +117,18 @@ def test_cached_and_uncached_generation_agree_with_fewer_scenes_than_rows(model,
     outputs = []
     for use_cache in (True, False):
         torch.manual_seed(0)
-        outputs.append(model.generate(**batch, **GENERATION[how], min_new_tokens=6, max_new_tokens=6, use_cache=use_cache))
+        outputs.append(
+            model.generate(**batch, **GENERATION[how], min_new_tokens=6, max_new_tokens=6, use_cache=use_cache)
+        )
     torch.testing.assert_close(*outputs)
     assert model.config.image_token_id not in outputs[0][:, text["input_ids"].shape[1] :]
 
 
 def test_generation_is_independent_of_padding_and_batch(model):
     batch = fake_batch(model.config, num_scenes=3)
-    together = model.generate(**batch, min_new_tokens=6, max_new_tokens=6, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    together = model.generate(**batch, min_new_tokens=6, max_new_tokens=6, do_sample=False)[
+        :, batch["input_ids"].shape[1] :
+    ]
     for index in range(3):
         alone = rows(batch, index)
         keep = alone["attention_mask"][0].bool()
@@ -179,7 +183,7 @@ def test_refusals_name_what_is_wrong(model):
         model(input_ids=batch["input_ids"])
     with pytest.raises(ValueError, match=r"incomplete: \['depth_hist'\]"):
         model(**{key: value for key, value in batch.items() if key != "depth_hist"})
-    with pytest.raises(ValueError, match="intrinsics is torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"intrinsics is torch.bfloat16"):
         model(**{**batch, "intrinsics": batch["intrinsics"].bfloat16()})
     three = {**batch, **fake_text(model.config, [7] * 3, [3] * 3)}
     three.pop("scene_index")
@@ -198,10 +202,12 @@ def test_checkpoints_must_be_whole(model, tmp_path):
     tensors = load_file(weights)
     lost = tensors.pop("model.resampler.latents")
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="1 missing: model.resampler.latents"):
+    with pytest.raises(ValueError, match=r"1 missing: model.resampler.latents"):
         VggtQwen3ForConditionalGeneration.from_pretrained(tmp_path)
-    save_file({**tensors, "model.resampler.latents": lost, "model.extra": lost.clone()}, weights, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="1 unexpected: model.extra"):
+    save_file(
+        {**tensors, "model.resampler.latents": lost, "model.extra": lost.clone()}, weights, metadata={"format": "pt"}
+    )
+    with pytest.raises(ValueError, match=r"1 unexpected: model.extra"):
         VggtQwen3ForConditionalGeneration.from_pretrained(tmp_path)
 
 

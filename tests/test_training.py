@@ -49,7 +49,6 @@ def settings(small_json: str, rooms: Path, output: Path, **options: object) -> l
         "save_steps": 2,
         "logging_steps": 1,
         "report_to": "none",
-        "disable_tqdm": True,
         **options,
     }
     words = []

@@ -1,4 +1,4 @@
-"""Every setting of a run: three dataclasses, filled from a YAML file and the command line, each key known or refused."""
+"""Every setting of a run: three dataclasses, from a YAML file and the command line, each key known or refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ModelArguments:
     )
     frozen_text_layers: int = field(default=0, metadata={"help": "Bottom decoder layers kept frozen."})
     task_weights: dict | str | None = field(
-        default=None, metadata={"help": 'Weight of each task\'s loss, as JSON: \'{"scanqa": 1.0}\'.'}
+        default=None, metadata={"help": "Weight of each task's loss, as JSON: '{\"scanqa\": 1.0}'."}
     )
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class SceneTrainingArguments(TrainingArguments):
     save_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
     save_steps: float = field(default=200, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    report_to: str | list[str] = field(default="tensorboard", metadata={"help": "Loggers, or none."})
+    report_to: str | list[str] | None = field(default="tensorboard", metadata={"help": "Loggers, or none."})
     seed: int = field(default=0, metadata={"help": "Of weights, order of data, views and dropouts."})
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "Checkpoint folder, or `latest`: the newest of output_dir, if there is one."}
@@ -146,7 +146,7 @@ def parse_arguments(
     config_path = _config_of(argv)
     if config_path is not None:
         parser.set_defaults(**read_yaml(config_path))
-    *parsed, namespace, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    *parsed, _, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         _refuse_unknown("the command line", [word.lstrip("-").split("=")[0] for word in unknown])
@@ -204,7 +204,7 @@ def _number_table(name: str, value: dict[str, float] | str | None) -> dict[str, 
         table = json.loads(value) if isinstance(value, str) else value
         return None if table is None else {str(key): float(number) for key, number in table.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{name} is {value!r}; wanted names and numbers, such as {{\"scanqa\": 0.7}}") from error
+        raise ValueError(f'{name} is {value!r}; wanted names and numbers, such as {{"scanqa": 0.7}}') from error
 
 
 def _config_of(argv: list[str]) -> str | None:

@@ -133,7 +133,9 @@ class SceneDataset(TorchDataset):
         cameras_known = scene["world_from_cam"] is not None and scene["is_metric"] and scene["is_gravity_aligned"]
         depth = None
         if cameras_known and scene["depth"] is not None:
-            depth = [_decode_depth(scene["depth"][v], f"{where}, depth of frame {scene['frame_ids'][v]}") for v in views]
+            depth = [
+                _decode_depth(scene["depth"][v], f"{where}, depth of frame {scene['frame_ids'][v]}") for v in views
+            ]
         return SceneExample(
             scene_id=scene["scene_id"],
             source=scene["source"],
@@ -152,9 +154,7 @@ class SceneDataset(TorchDataset):
         return self.sample_tables[table][row]
 
 
-def draw_views(
-    frame_ids: Sequence[str], num_views: int, anchor: str | None, seed: Sequence[int] | None
-) -> list[int]:
+def draw_views(frame_ids: Sequence[str], num_views: int, anchor: str | None, seed: Sequence[int] | None) -> list[int]:
     """Indices of the drawn views, the anchor first.
 
     Without a seed they are spread evenly over the stored order, so that every run of an evaluation sees the same.

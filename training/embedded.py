@@ -25,7 +25,15 @@ def embedded_dataset(root: str = EMBEDDED_ROOT) -> str:
     if (Path(root) / MANIFEST_NAME).is_file():
         return root
     logger.info("no dataset named: making %d procedural rooms in %s", NUM_SCENES + NUM_HELDOUT, root)
-    command = [sys.executable, "-m", "datasets_scripts.build", "--source", "rooms", "--output", str(Path(root).resolve())]
+    command = [
+        sys.executable,
+        "-m",
+        "datasets_scripts.build",
+        "--source",
+        "rooms",
+        "--output",
+        str(Path(root).resolve()),
+    ]
     command += ["--scenes", str(NUM_SCENES), "--heldout", str(NUM_HELDOUT)]
     if subprocess.run(command, cwd=REPOSITORY, check=False).returncode:
         raise RuntimeError(f"the procedural rooms could not be made in {root}; try `{' '.join(command[1:])}` by itself")

@@ -10,13 +10,14 @@ import torch
 import yaml
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import IGNORE_INDEX, VggtQwen3ForConditionalGeneration
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
 from .arguments import DataArguments, SceneTrainingArguments
+from .callbacks import ProgressLines
 from .checkpoints import complete_checkpoints, mark_complete, remove_checkpoint
 from .collator import SceneCollator
 from .data import Draw, SceneBatchSampler, SceneDataset
@@ -71,6 +72,9 @@ class SceneTrainer(Trainer):
             processing_class=processor,
             callbacks=callbacks,
         )
+        for other in (ProgressCallback, PrinterCallback):
+            self.remove_callback(other)
+        self.add_callback(ProgressLines())
         self._log_clock = (0, time.monotonic())
 
     # Data: batches are dealt to ranks by the sampler, so the loader is not prepared by accelerate.
