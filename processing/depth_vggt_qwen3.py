@@ -33,7 +33,7 @@ def read_depth(depth: Any, name: str) -> Depth:
         FileNotFoundError: a path that does not exist.
     """
     if isinstance(depth, dict):
-        depth = depth["path"] if depth.get("bytes") is None else depth["bytes"]
+        depth = depth.get("path") if depth.get("bytes") is None else depth["bytes"]
     if isinstance(depth, str | os.PathLike | bytes | bytearray):
         depth = _open_depth(depth, name)
     if isinstance(depth, Image.Image):

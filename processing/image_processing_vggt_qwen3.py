@@ -386,7 +386,9 @@ def _open_view(view: View, name: str) -> tuple[Pixels, bool]:
     if _is_remote(view):
         return _upright_rgb(load_image(view), name)
     if isinstance(view, dict):
-        view = view["path"] if view.get("bytes") is None else view["bytes"]
+        view = view.get("path") if view.get("bytes") is None else view["bytes"]
+        if view is None:
+            raise ValueError(f"{name} is a mapping with neither bytes nor path")
     if isinstance(view, str | os.PathLike) and not Path(view).is_file():
         raise FileNotFoundError(f"{name}: there is no such file")
     try:

@@ -197,17 +197,17 @@ class VggtQwen3Processor(ProcessorMixin):
         self,
         texts: str | Sequence[str],
         world_from_ref: ArrayLike | torch.Tensor | None = None,
-        scene_ids: Sequence[str] | None = None,
+        scene_ids: str | Sequence[str] | None = None,
         scene_index: Sequence[int] | torch.Tensor | None = None,
     ) -> list[dict[str, Any]]:
         """Reads actions from generated text and takes them to the world frame.
 
         Args:
             texts: one or more texts without special tokens.
-            world_from_ref: [4, 4] for all, or one a text (a scene if `scene_index` is given), as the batch has it. None
-                or non-finite (cameras unknown): no action is decoded, whatever the text says.
-            scene_ids: the value of `scene`, one a text (a scene if `scene_index` is given).
-            scene_index: scene of each text.
+            world_from_ref: [4, 4] for all texts, or one a text (with `scene_index` one a scene), as the batch has it.
+                None or non-finite (cameras unknown): no action is decoded, whatever the text says.
+            scene_ids: the value of `scene`, one for all texts, or one a text (with `scene_index` one a scene).
+            scene_index: scene of each text, as the batch has it.
 
         Returns:
             One a text: {"action": in the world frame or None, "text": as given, "error": None or the reason}.
@@ -216,13 +216,17 @@ class VggtQwen3Processor(ProcessorMixin):
             ValueError: numbers of texts, transforms and scenes that do not agree.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        rows = np.arange(len(texts)) if scene_index is None else np.asarray(scene_index)
-        if len(rows) != len(texts):
-            raise ValueError(f"scene_index has {len(rows)} entries for {len(texts)} texts")
-        if scene_ids is not None and len(scene_ids) <= rows.max(initial=-1):
-            raise ValueError(f"scene_ids has {len(scene_ids)} entries for {len(texts)} texts")
-        scenes = [None if scene_ids is None else scene_ids[row] for row in rows]
-        return [_decoded(*row) for row in zip(texts, _transforms_of_rows(world_from_ref, rows), scenes)]
+        frames: list[Any] = [None] * len(texts)
+        scenes: list[Any] = [None] * len(texts)
+        if world_from_ref is not None:
+            matrices = _array(world_from_ref).astype(np.float64)
+            if matrices.shape[-2:] != (4, 4) or matrices.ndim not in (2, 3):
+                raise ValueError(f"world_from_ref has the shape {matrices.shape}, wanted [4, 4] or one such a text")
+            frames = _of_texts(matrices.reshape(-1, 4, 4), len(texts), scene_index, "world_from_ref")
+        if scene_ids is not None:
+            names = [scene_ids] if isinstance(scene_ids, str) else list(scene_ids)
+            scenes = _of_texts(names, len(texts), scene_index, "scene_ids")
+        return [_decoded(*row) for row in zip(texts, frames, scenes)]
 
     def _scene_arrays(self, images: Any, num_views: Any, intrinsics: Any, world_from_cam: Any, depth: Any) -> Arrays:
         """Every key of the table whose first dimension is S."""
@@ -323,7 +327,7 @@ def _scene_rows(scene_index: Any, num_rows: int, num_scenes: int) -> NDArray[np.
                 f"{num_rows} rows of text and {num_scenes} scenes: say by scene_index which belongs to which"
             )
         return np.arange(num_rows) if num_scenes == num_rows else np.zeros(num_rows, dtype=np.int64)
-    rows = np.asarray(scene_index, dtype=np.int64)
+    rows = _array(scene_index).astype(np.int64)
     if rows.shape != (num_rows,) or (rows < 0).any() or (rows >= num_scenes).any():
         raise ValueError(
             f"scene_index is {rows.tolist()}, wanted {num_rows} numbers, one a row of text, from 0 to {num_scenes - 1}"
@@ -344,15 +348,18 @@ def _padded(rows: list[NDArray[np.int64]], value: int, side: str) -> NDArray[np.
     return out
 
 
-def _transforms_of_rows(world_from_ref: ArrayLike | torch.Tensor | None, rows: NDArray[np.int64]) -> list[Any]:
-    """One transform a text, None where cameras are unknown."""
-    if world_from_ref is None:
-        return [None] * len(rows)
-    matrices = np.asarray(world_from_ref, dtype=np.float64)
-    matrices = np.broadcast_to(matrices, (rows.max(initial=0) + 1, 4, 4)) if matrices.ndim == 2 else matrices
-    if matrices.shape[1:] != (4, 4) or (len(rows) and len(matrices) <= rows.max()):
-        raise ValueError(f"world_from_ref has the shape {matrices.shape} for {len(rows)} texts, wanted [4, 4] for each")
-    return [matrices[row] if np.isfinite(matrices[row]).all() else None for row in rows]
+def _array(value: Any) -> NDArray[Any]:
+    """Also of a tensor on another device."""
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _of_texts(values: Sequence[Any], num_texts: int, scene_index: Any, name: str) -> list[Any]:
+    """The value of each text: by scene if there is an index, else its own or the only one."""
+    if scene_index is None:
+        if len(values) not in (1, num_texts):
+            raise ValueError(f"{name} holds {len(values)} entries for {num_texts} texts: one, or one a text")
+        return [values[text if len(values) > 1 else 0] for text in range(num_texts)]
+    return [values[scene] for scene in _scene_rows(scene_index, num_texts, len(values))]
 
 
 def _decoded(text: str, world_from_ref: NDArray[np.float64] | None, scene_id: str | None) -> dict[str, Any]:
@@ -360,6 +367,6 @@ def _decoded(text: str, world_from_ref: NDArray[np.float64] | None, scene_id: st
         action = parse_action(text)
     except ActionError as error:
         return {"action": None, "text": text, "error": str(error)}
-    if world_from_ref is None:
+    if world_from_ref is None or not np.isfinite(world_from_ref).all():
         return {"action": None, "text": text, "error": METRES_UNKNOWN}
     return {"action": action_to_world(action, world_from_ref, scene_id), "text": text, "error": None}

@@ -39,6 +39,8 @@ class ViewLayout(NamedTuple):
     @classmethod
     def of_counts(cls, counts: Sequence[int], size: tuple[int, int]) -> "ViewLayout":
         """Views that already have the model's size, for encoder outputs that stand in for images."""
+        if not counts or min(counts) < 1:
+            raise ValueError(f"num_views is {counts}, wanted at least one view a scene")
         view_mask = np.arange(max(counts)) < np.asarray(counts)[:, None]
         shape = view_mask.shape
         transform = np.broadcast_to([1.0, 1.0, 0.0, 0.0], (*shape, 4))
