@@ -106,7 +106,9 @@ class SceneTrainingArguments(TrainingArguments):
     save_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
     save_steps: float = field(default=200, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    report_to: str | list[str] | None = field(default="tensorboard", metadata={"help": "Loggers, or none."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036 (the parser takes the order literally)
+        default="tensorboard", metadata={"help": "Loggers, or none."}
+    )
     seed: int = field(default=0, metadata={"help": "Of weights, order of data, views and dropouts."})
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "Checkpoint folder, or `latest`: the newest of output_dir, if there is one."}
