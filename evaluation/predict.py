@@ -1,0 +1,158 @@
+"""The prediction loop: batches fixed before they are dealt out, rows appended in order, continued after a kill."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from datasets_scripts.schema import ACTION_TASKS
+from training.collator import SceneCollator
+from training.data import Draw, SceneDataset
+
+from .checkpoint import Checkpoint
+from .conditions import Condition, Shown, ShownScenes
+from .files import RowFile
+from .rows import Row, predicted_row
+
+SAMPLES_PER_SCENE = 8
+QUESTION_TOKENS, ACTION_TOKENS = 64, 1280
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are made: greedy, unless `num_beams` is above 1."""
+
+    batch_size: int = 16
+    num_beams: int = 1
+    max_new_tokens: int | None = None
+    num_workers: int = 0
+
+    def token_limit(self, task: str) -> int:
+        """Most tokens of an answer; twelve anchors need about a thousand."""
+        return self.max_new_tokens or (ACTION_TOKENS if task in ACTION_TASKS else QUESTION_TOKENS)
+
+
+@dataclass
+class Predictor:
+    """Answers every sample of datasets of one task each, under a condition.
+
+    Args:
+        checkpoint: the model, on its device already.
+        datasets: task -> its samples; their order is the order of the rows.
+        generation: batches and decoding.
+    """
+
+    checkpoint: Checkpoint
+    datasets: dict[str, SceneDataset]
+    generation: Generation
+    state: PartialState = field(default_factory=PartialState)
+
+    def run(self, condition: Condition, path: Path) -> None:
+        """Appends the missing rows to `path`; every process must call it."""
+        ids = [dataset.sample(i)["sample_id"] for dataset in self.datasets.values() for i in range(len(dataset))]
+        file = RowFile(path, ids) if self.state.is_main_process else None
+        (done,) = broadcast_object_list([file.num_rows if file else 0])
+        progress = tqdm(
+            total=len(ids), initial=done, desc=condition.name, unit=" samples", disable=not self.state.is_main_process
+        )
+        start = 0
+        with progress:
+            for task, dataset in self.datasets.items():
+                for rows in self._task_rows(task, dataset, condition, skip=max(0, done - start)):
+                    if file is not None:
+                        file.append(rows)
+                    progress.update(len(rows))
+                start += len(dataset)
+
+    def _task_rows(self, task: str, dataset: SceneDataset, condition: Condition, skip: int) -> Iterator[list[Row]]:
+        """Rows of one round after another, on the main process in order; the first `skip` are done already."""
+        batches = fixed_batches(dataset, self.generation.batch_size)
+        ends = list(itertools.accumulate(_num_samples(batch) for batch in batches))
+        first = next((index for index, end in enumerate(ends) if end > skip), len(batches))
+        skip -= ends[first - 1] if first else 0
+        remaining = batches[first:]
+        mine = remaining[self.state.process_index :: self.state.num_processes]
+        answered = self._answer(task, dataset, condition, mine)
+        for _ in range(0, len(remaining), self.state.num_processes):
+            rows = gather_object(next(answered, []))
+            yield rows[skip:]
+            skip = 0
+
+    def _answer(
+        self, task: str, dataset: SceneDataset, condition: Condition, batches: list[list[Draw]]
+    ) -> Iterator[list[Row]]:
+        loader = DataLoader(
+            ShownScenes(dataset, condition),
+            batch_sampler=batches,
+            collate_fn=list,
+            num_workers=self.generation.num_workers,
+        )
+        collator = SceneCollator(
+            self.checkpoint.processor,
+            self.checkpoint.model.config.task_names,
+            with_answers=False,
+            blind=condition.blind,
+        )
+        for shown in loader:
+            inputs = collator([each.seen for each in shown])
+            texts, truncated = generate(self.checkpoint, inputs, self.generation, task)
+            yield _rows(shown, texts, truncated, condition)
+
+
+def fixed_batches(dataset: SceneDataset, batch_size: int) -> list[list[Draw]]:
+    """Whole draws gathered into batches of at most `batch_size` samples, the same for any number of processes.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, wanted at least 1")
+    batches: list[list[Draw]] = []
+    for draw in dataset.fixed_draws(min(SAMPLES_PER_SCENE, batch_size)):
+        if batches and _num_samples(batches[-1]) + len(draw.samples) <= batch_size:
+            batches[-1].append(draw)
+        else:
+            batches.append([draw])
+    return batches
+
+
+@torch.inference_mode()
+def generate(
+    checkpoint: Checkpoint, inputs: dict[str, Any], generation: Generation, task: str
+) -> tuple[list[str], list[bool]]:
+    """Texts of a batch without special tokens, and whether each was cut off by the token limit."""
+    model, tokenizer = checkpoint.model, checkpoint.processor.tokenizer
+    inputs = {key: value.to(model.device) for key, value in inputs.items()}
+    output = model.generate(
+        **inputs,
+        do_sample=False,
+        num_beams=generation.num_beams,
+        max_new_tokens=generation.token_limit(task),
+        eos_token_id=checkpoint.processor.end_of_turn_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    answers = output[:, inputs["input_ids"].shape[1] :]
+    ended = (answers == checkpoint.processor.end_of_turn_id).any(dim=1)
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    return [text.strip() for text in texts], (~ended).tolist()
+
+
+def _rows(shown: Sequence[Shown], texts: Sequence[str], truncated: Sequence[bool], condition: Condition) -> list[Row]:
+    asked = [(sample, each) for each in shown for sample in each.truth.samples]
+    return [
+        predicted_row(sample, text, each, condition, truncated=cut)
+        for (sample, each), text, cut in zip(asked, texts, truncated, strict=True)
+    ]
+
+
+def _num_samples(batch: Sequence[Draw]) -> int:
+    return sum(len(draw.samples) for draw in batch)
