@@ -148,6 +148,17 @@ class SceneDataset(TorchDataset):
             draw=draw,
         )
 
+    def thin(self, count: int) -> None:
+        """Keeps at most `count` samples, spread evenly over the table.
+
+        Raises:
+            ValueError: a count below 1.
+        """
+        if count < 1:
+            raise ValueError(f"at most {count} samples would leave none; wanted at least 1")
+        if count < len(self.samples):
+            self.samples = [self.samples[i * len(self.samples) // count] for i in range(count)]
+
     def sample(self, index: int) -> dict[str, Any]:
         """One row of the sample table."""
         table, row, *_ = self.samples[index]
