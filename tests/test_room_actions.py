@@ -90,7 +90,7 @@ TEXTS = [
     json.dumps(place_all({**anchor(), "action": "place_anchor"})),
     json.dumps({"action": "place_anchors", "anchors": anchor()}),
     json.dumps(GOOD).replace('"label"', '"label":"sofa","label"'),
-    "{" * 5000,
+    '{"action":' * 100_000,
 ]
 
 
@@ -267,8 +267,9 @@ def test_round_things_have_no_direction() -> None:
     assert as_round["iou_mean"] == pytest.approx(1.0)
     assert as_object["normal_angle_median_placed_deg"] == pytest.approx(45.0)
     assert "normal_angle_median_placed_deg" not in as_round
-    several = scores([place_all(anchor(yaw=45.0))], [place_all(anchor())], kinds=[["round"]])
-    assert several["f1@0.50"] == 100.0
+    found, wanted = place_all(anchor((1.0, 2.0, 0.75), yaw=45.0)), place_all(anchor())
+    assert scores([found], [wanted])["f1@0.50"] == 0.0
+    assert scores([found], [wanted], kinds=[["round"]])["f1@0.50"] == 100.0
 
 
 def test_thin_things_and_furniture_apart() -> None:
@@ -312,6 +313,9 @@ def test_any_right_instance_gets_its_own_row() -> None:
     assert result["any_instance"]["scores"]["center_within_0.25_m"] == 100.0
     far = scores([place((0.0, 9.9, 2.0), label="table")], [first], alternatives=[[second, third]], row="any_instance")
     assert far["label_accuracy"] == 100.0  # overlaps none: the nearest counts
+    box, tiny, shifted = place(), place(extent=(0.2, 0.2, 0.2)), place((1.1, 2.0, 0.5))
+    most = scores([box], [tiny], alternatives=[[shifted]], row="any_instance")
+    assert most["iou_over_0.50"] == 100.0  # the instance that overlaps most counts, not the nearest
 
 
 def test_oracle_scale_forgives_scale_and_nothing_else() -> None:
@@ -338,6 +342,10 @@ def test_oracle_scale_works_about_the_first_camera() -> None:
     assert result["oracle_scale"]["scores"]["iou_mean"] == pytest.approx(1.0)
     without = score_actions([prediction], [reference], num_resamples=0)
     assert "oracle_scale" not in without and "give `origins`" in without["gaps"][0]
+
+
+def test_best_scale_looks_beyond_the_nearest_pairing() -> None:
+    assert best_scale(np.array([[0.0, 2.0, 0.0]]), np.array([[0.5, 2.0, 0.0], [0.0, 4.0, 0.0]])) == pytest.approx(2.0)
 
 
 def test_best_scale_of_nothing_useful_is_one() -> None:

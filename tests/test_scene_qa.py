@@ -41,7 +41,7 @@ def without_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         ("BROWN Chair", "brown chair"),
         ("  brown   chair  ", "brown chair"),
-        ("left.  right", "left right"),  # ".  " becomes ". " before the period goes: one space is left
+        ("left.  right", "left right"),
         ("a-b, c: d'e", "a-b, c: d'e"),
         ("50%! (red/blue)?", "50 redblue"),
         ("brown .", "brown "),  # spaces are trimmed before punctuation goes
@@ -156,6 +156,13 @@ def test_bleu_by_hand() -> None:
     )  # the closest reference has 2 words
     both = longer + shorter
     assert captions.bleu_from_sums(both, 1) == pytest.approx(3 / 4)  # 4 words answered, 4 in the references
+
+
+@needs_pycocoevalcap
+def test_video3d_cuts_final_periods_for_n_grams_alone(without_java: None) -> None:
+    result = score_answers(["Brown chair..."], [["Brown chair"]], protocols=["video3d"], num_resamples=0)
+    scores = result["protocols"]["video3d"]["all"]["scores"]
+    assert (scores["EM@1"], scores["BLEU-1"], scores["ROUGE-L"]) == pytest.approx((0.0, 100.0, 100.0), abs=1e-4)
 
 
 @needs_pycocoevalcap

@@ -27,7 +27,6 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"[ ]+$", ""),
         (r"^[ ]+", ""),
         (r" {2,}", " "),
-        (r"\.[ ]{2,}", ". "),
         (r"[^a-zA-Z0-9,'\s\-:]+", ""),
         *((rf"\b{typo}\b", word) for typo, word in _TYPOS),
         *((rf"\b{digits}\b", word) for digits, word in enumerate(_NUMBERS)),
@@ -44,7 +43,8 @@ def clean_answer(text: str) -> str:
     """Cleans an answer as SQA3D's authors did for their answer vocabulary and LEO, LLaVA-3D and Chat-Scene do since.
 
     The order of the rules is part of it: spaces are trimmed before punctuation goes, so "brown ." keeps a space at its
-    end; letters outside a-z are deleted, not transliterated ("façade" becomes "faade"); "tv" becomes "TV".
+    end; letters outside a-z are deleted, not transliterated ("façade" becomes "faade"); "tv" becomes "TV". The
+    published rules that earlier ones leave nothing to do (spaces after a period, "ç", "’") are left out.
 
     Source: clean_answer of LEO (Huang et al., ICML 2024, data_utils.py), described, not copied.
     """
