@@ -31,7 +31,7 @@ _REPEATABLE = (
     "cabinet",
 )
 _ON_WALLS = ("picture", "mirror", "tv", "whiteboard", "clock", "shelf", "radiator")
-_ON_DESKS = ("monitor", "laptop", "table lamp", "globe", "books", "box", "vase")
+_ON_DESKS = ("monitor", "monitor", "laptop", "laptop", "table lamp", "globe", "books", "box", "vase")
 
 
 def furnish(placer: Placer) -> None:
