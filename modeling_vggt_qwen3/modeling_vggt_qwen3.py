@@ -21,6 +21,7 @@ from .modeling_perceiver import GeometryTokens, PerceiverResampler, PointEmbeddi
 from .modeling_vggt import VggtModel
 
 IGNORE_INDEX = -100
+PACKING_BACKENDS = ("sdpa", "eager")
 GEOMETRY_KEYS = (
     "geometry_mask",
     "ref_from_cam",
@@ -198,6 +199,7 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         scene_index: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -211,6 +213,8 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             inputs_embeds = (
                 self.get_input_embeddings()(input_ids) if continues else self.embed(input_ids, visual, scene_index)
             )
+        if segment_ids is not None:
+            attention_mask = self.segment_mask(segment_ids, inputs_embeds.dtype)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -219,6 +223,25 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
+
+    def segment_mask(self, segment_ids: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Additive mask [B, 1, T, T] of packed rows: a token sees the prefix (segment 0) and its own segment so far.
+
+        Raises:
+            ValueError: for an attention backend that cannot honour such a mask.
+        """
+        implementation = self.language_model.config._attn_implementation
+        if implementation not in PACKING_BACKENDS:
+            raise ValueError(
+                f"packed rows need one of the attention backends {PACKING_BACKENDS}, not {implementation}: "
+                "choose another attn_implementation, or pass rows without segment_ids"
+            )
+        query, key = segment_ids[:, :, None], segment_ids[:, None, :]
+        length = segment_ids.shape[1]
+        so_far = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
+        seen = so_far & ((key == 0) | (key == query))
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+        return {"full_attention": mask[:, None]}
 
 
 class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixin):
@@ -267,6 +290,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixi
         view_mask: torch.Tensor | None = None,
         patch_mask: torch.Tensor | None = None,
         scene_index: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
         geometry_mask: torch.Tensor | None = None,
         ref_from_cam: torch.Tensor | None = None,
         intrinsics: torch.Tensor | None = None,
@@ -302,6 +326,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixi
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             scene_index=scene_index,
+            segment_ids=segment_ids,
             view_mask=view_mask,
             patch_mask=patch_mask,
             geometry_mask=geometry_mask,

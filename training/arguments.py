@@ -78,6 +78,9 @@ class DataArguments:
     eval_split: str = field(default="val", metadata={"help": "Split that evaluation during training reads."})
     num_views: int = field(default=8, metadata={"help": "Views drawn of each scene."})
     samples_per_scene: int = field(default=8, metadata={"help": "Questions that share one encoding of their scene."})
+    pack_questions: bool = field(
+        default=True, metadata={"help": "Join the questions about a scene into one row: their prefix is computed once."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Keep only the first training samples."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Keep only the first evaluation samples."})
     geometry_dropout: float = field(default=0.3, metadata={"help": "Chance that a scene hides cameras and depth."})

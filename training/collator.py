@@ -14,6 +14,9 @@ from processing.geometry_vggt_qwen3 import ref_from_world
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
 from .data import SceneExample
+from .packing import pack_batch
+
+VISION_END = "<|vision_end|>"
 
 
 class SceneCollator:
@@ -26,6 +29,7 @@ class SceneCollator:
         geometry_dropout: chance that a drawn scene hides its cameras and depth.
         depth_dropout: chance that it hides its depth alone.
         blind: leave the images out: the control that shows what the questions give away.
+        pack: join the questions about a scene into one row (see packing.py).
     """
 
     def __init__(
@@ -37,11 +41,14 @@ class SceneCollator:
         geometry_dropout: float = 0.0,
         depth_dropout: float = 0.0,
         blind: bool = False,
+        pack: bool = False,
     ) -> None:
         for name, value in (("geometry_dropout", geometry_dropout), ("depth_dropout", depth_dropout)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; a chance lies between 0 and 1")
-        self.processor, self.with_answers, self.blind = processor, with_answers, blind
+        if pack and (blind or not with_answers):
+            raise ValueError("pack joins sighted rows with answers; leave it out for blind rows and for generation")
+        self.processor, self.with_answers, self.blind, self.pack = processor, with_answers, blind, pack
         self.task_ids = {name: index for index, name in enumerate(task_names)}
         self.geometry_dropout, self.depth_dropout = geometry_dropout, depth_dropout
 
@@ -49,9 +56,8 @@ class SceneCollator:
         samples = [sample for example in examples for sample in example.samples]
         scene_index = [index for index, example in enumerate(examples) for _ in example.samples]
         answers = [self.answer(sample, example) for example in examples for sample in example.samples]
-        views = 0 if self.blind else None
         prompts = [
-            self.prompt(sample, len(example.images) if views is None else views)
+            self.prompt(sample, 0 if self.blind else len(example.images))
             for example in examples
             for sample in example.samples
         ]
@@ -63,6 +69,9 @@ class SceneCollator:
         if self.with_answers:
             ids = torch.tensor([self._task_id(sample) for sample in samples])
             batch["task_ids"] = ids.unsqueeze(1).expand_as(batch["input_ids"]).contiguous()
+        if self.pack:
+            tokenizer = self.processor.tokenizer
+            return pack_batch(dict(batch), tokenizer.convert_tokens_to_ids(VISION_END), tokenizer.pad_token_id)
         return dict(batch)
 
     def prompt(self, sample: dict[str, Any], num_views: int) -> str:

@@ -66,6 +66,7 @@ class SceneTrainer(Trainer):
                 self.task_names,
                 geometry_dropout=data_args.geometry_dropout,
                 depth_dropout=data_args.depth_dropout,
+                pack=data_args.pack_questions,
             ),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
