@@ -21,22 +21,20 @@ import numpy as np
 from datasets_scripts.boxes import Target, upright_target
 from datasets_scripts.capture import (
     Capture,
-    Depth,
+    FileCapture,
     Float,
     Frame,
     Skips,
     SourceError,
     checked,
-    decode_depth,
     key_of,
     numbers,
-    open_image,
     read_file,
     read_json,
     read_matrix,
     sound,
 )
-from datasets_scripts.upright import quarter_turns_upright, turn_camera, turn_map
+from datasets_scripts.upright import quarter_turns_upright, turn_camera
 from processing.geometry_vggt_qwen3 import invert_rigid, validate_intrinsics
 
 FOLDS = {"Training": "train", "Validation": "val"}
@@ -45,7 +43,6 @@ SUBFOLDERS = ("", "raw", "3dod")
 MATCH_S = 0.005
 MAX_GAP_S = 0.2
 NAME_TOLERANCE_MS = 1
-MIN_CONFIDENCE = 2
 VIDEO_PATTERN = re.compile(r"\d{6,10}")
 
 
@@ -108,7 +105,7 @@ def open_arkitscenes(video: Video, skips: Skips) -> Capture:
                 paths.append((photograph, depth, confidence))
     if not frames:
         raise SourceError(f"{video.frames}: no frame of {len(photographs)} with a known camera")
-    return ArkitVideo(
+    return FileCapture(
         scene_id=video.video_id,
         room_id=video.room_id,
         source="arkitscenes",
@@ -118,28 +115,6 @@ def open_arkitscenes(video: Video, skips: Skips) -> Capture:
         targets=read_boxes(video.annotation, skips),
         paths=paths,
     )
-
-
-@dataclass(kw_only=True)
-class ArkitVideo(Capture):
-    """`paths` of photograph, depth map and confidence map of each frame."""
-
-    paths: list[tuple[Path, Path | None, Path | None]]
-
-    def photograph(self, index: int) -> bytes:
-        return read_file(self.paths[index][0])
-
-    def depth_mm(self, index: int) -> Depth | None:
-        _, path, confidence_path = self.paths[index]
-        if path is None:
-            return None
-        depth = decode_depth(read_file(path), str(path))
-        if confidence_path is not None:
-            confidence = _confidence(confidence_path)
-            if confidence.shape != depth.shape:
-                raise SourceError(f"{confidence_path} has shape {confidence.shape}, its depth map {depth.shape}")
-            depth = np.where(confidence >= MIN_CONFIDENCE, depth, 0).astype(np.uint16)
-        return turn_map(depth, self.frames[index].quarter_turns)
 
 
 # -------------------------------------------------------------------------------------------------------------- cameras
@@ -309,14 +284,3 @@ def _nearest(files: dict[int, Path], time_ms: int) -> Path | None:
     """The file of a time; names of one frame may differ by a millisecond."""
     offsets = [0] + [sign * ms for ms in range(1, NAME_TOLERANCE_MS + 1) for sign in (1, -1)]
     return next((files[time_ms + offset] for offset in offsets if time_ms + offset in files), None)
-
-
-def _confidence(path: Path) -> np.ndarray:
-    image = open_image(read_file(path), str(path))
-    try:
-        confidence = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise SourceError(f"{path}: the confidence map is damaged ({error})") from error
-    if confidence.ndim != 2:
-        raise SourceError(f"{path} has the pixel mode {image.mode}, wanted grey values 0 to 2")
-    return confidence

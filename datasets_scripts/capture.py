@@ -5,11 +5,12 @@ Raw data is never trusted: what is missing, damaged or of another shape raises S
 `Skips` decides whether that stops the build (strict) or is counted and left out.
 """
 
+import hashlib
 import io
 import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ MAX_JSON_BYTES = 1 << 30
 JPEG_QUALITY = 95
 ASPECT_TOLERANCE = 0.02
 INVALID_DEPTH = 65535
+MIN_CONFIDENCE = 2
 EXAMPLES_KEPT = 3
 
 Float = NDArray[np.float64]
@@ -111,7 +113,29 @@ class Capture(ABC):
         return self.frames[0].world_from_cam is not None
 
 
-# ----------------------------------------------------------------------------------------------------- files and shapes
+@dataclass(kw_only=True)
+class FileCapture(Capture):
+    """Frames that lie as single files: `paths` of photograph, depth map and confidence map (0 to 2) of each frame."""
+
+    paths: list[tuple[Path, Path | None, Path | None]]
+
+    def photograph(self, index: int) -> bytes:
+        return read_file(self.paths[index][0])
+
+    def depth_mm(self, index: int) -> Depth | None:
+        _, path, confidence_path = self.paths[index]
+        if path is None:
+            return None
+        depth = decode_depth(read_file(path), str(path))
+        if confidence_path is not None:
+            confidence = decode_confidence(read_file(confidence_path), str(confidence_path))
+            if confidence.shape != depth.shape:
+                raise SourceError(f"{confidence_path} has shape {confidence.shape}, its depth map {depth.shape}")
+            depth = np.where(confidence >= MIN_CONFIDENCE, depth, 0).astype(np.uint16)
+        return np.ascontiguousarray(np.rot90(depth, -self.frames[index].quarter_turns))
+
+
+# ---------------------------------------------------------------------------------------------------- files and shapes
 
 
 def read_file(path: Path) -> bytes:
@@ -233,6 +257,18 @@ def decode_depth(data: bytes, where: str) -> Depth:
     return np.where((millimetres < 0) | (millimetres >= INVALID_DEPTH), 0, millimetres).astype(np.uint16)
 
 
+def decode_confidence(data: bytes, where: str) -> NDArray[Any]:
+    """ARKit's confidence map [H, W], 0 to 2. Raises SourceError."""
+    image = open_image(data, where)
+    try:
+        confidence = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise SourceError(f"{where}: the confidence map is damaged ({error})") from error
+    if confidence.ndim != 2:
+        raise SourceError(f"{where} has the pixel mode {image.mode}, wanted grey values 0 to 2")
+    return confidence
+
+
 def encode_photograph(data: bytes, quarter_turns: int, max_side: int, where: str) -> tuple[bytes, tuple[int, int]]:
     """JPEG bytes and (width, height) of the upright photograph, at most `max_side` pixels long (0 = as it is).
 
@@ -281,41 +317,6 @@ def check_aspect(depth: Depth, size: tuple[int, int], where: str) -> Depth:
 # ----------------------------------------------------------------------------------------------------------- scene rows
 
 
-def scene_row(capture: Capture, indices: Iterable[int], *, image_side: int, depth_side: int) -> Row:
-    """The row of SCENE_FEATURES that holds these frames of a capture, in this order.
-
-    Raises:
-        FrameError: for the first frame that cannot be read.
-    """
-    chosen = list(indices)
-    frames = [capture.frames[index] for index in chosen]
-    photographs, depths, intrinsics = [], [], []
-    for index, frame in zip(chosen, frames):
-        try:
-            jpeg, depth = _encoded_views(capture, index, image_side, depth_side)
-        except SourceError as error:
-            raise FrameError(index, str(error)) from error
-        photographs.append({"bytes": jpeg[0], "path": f"{capture.scene_id}/{frame.frame_id}.jpg"})
-        depths.append(None if depth is None else {"bytes": depth, "path": f"{capture.scene_id}/{frame.frame_id}.png"})
-        if frame.intrinsics is not None:
-            scale_x, scale_y = jpeg[1][0] / frame.size[0], jpeg[1][1] / frame.size[1]
-            intrinsics.append(resize_intrinsics(frame.intrinsics, scale_x, scale_y).tolist())
-    known = capture.has_cameras
-    return {
-        "scene_id": capture.scene_id,
-        "room_id": capture.room_id,
-        "source": capture.source,
-        "frame_ids": [frame.frame_id for frame in frames],
-        "images": photographs,
-        "intrinsics": intrinsics if known else None,
-        "world_from_cam": [frame.world_from_cam.tolist() for frame in frames] if known else None,
-        "depth": depths if known and all(depth is not None for depth in depths) else None,
-        "is_metric": known,
-        "is_gravity_aligned": known,
-        "world_from_source": capture.world_from_source.tolist() if known else None,
-    }
-
-
 class FrameError(SourceError):
     """One frame of a capture cannot be read; `index` says which."""
 
@@ -324,20 +325,62 @@ class FrameError(SourceError):
         self.index = index
 
 
-def _encoded_views(
-    capture: Capture, index: int, image_side: int, depth_side: int
-) -> tuple[tuple[bytes, tuple[int, int]], bytes | None]:
+def scene_row(capture: Capture, indices: Sequence[int], *, image_side: int, depth_side: int) -> tuple[Row, str]:
+    """The row of SCENE_FEATURES that holds these frames of a capture, in this order, and the sha256 of what was read.
+
+    `image_side`, `depth_side`: longest side in pixels of what is stored, 0 = as it is.
+
+    Raises:
+        FrameError: for the first frame that cannot be read.
+    """
+    digest = hashlib.sha256()
+    frames = [capture.frames[index] for index in indices]
+    images, depths, intrinsics = [], [], []
+    for index, frame in zip(indices, frames):
+        try:
+            jpeg, size, depth = _encoded_view(capture, index, image_side, depth_side, digest)
+        except SourceError as error:
+            raise FrameError(index, str(error)) from error
+        name = f"{capture.scene_id}.{frame.frame_id}"
+        images.append({"bytes": jpeg, "path": f"{name}.jpg"})
+        depths.append({"bytes": depth, "path": f"{name}.png"})
+        if frame.intrinsics is not None:
+            scale_x, scale_y = size[0] / frame.size[0], size[1] / frame.size[1]
+            intrinsics.append(resize_intrinsics(frame.intrinsics, scale_x, scale_y).tolist())
+    known = capture.has_cameras
+    row = {
+        "scene_id": capture.scene_id,
+        "room_id": capture.room_id,
+        "source": capture.source,
+        "frame_ids": [frame.frame_id for frame in frames],
+        "images": images,
+        "intrinsics": intrinsics if known else None,
+        "world_from_cam": [frame.world_from_cam.tolist() for frame in frames] if known else None,
+        "depth": depths if known and all(depth["bytes"] is not None for depth in depths) else None,
+        "is_metric": known,
+        "is_gravity_aligned": known,
+        "world_from_source": capture.world_from_source.tolist() if known else None,
+    }
+    digest.update(repr((row["intrinsics"], row["world_from_cam"])).encode())
+    return row, digest.hexdigest()
+
+
+def _encoded_view(
+    capture: Capture, index: int, image_side: int, depth_side: int, digest: "hashlib._Hash"
+) -> tuple[bytes, tuple[int, int], bytes | None]:
+    """JPEG bytes, (width, height) and depth PNG (or None) of a frame."""
     frame = capture.frames[index]
     where = f"{capture.source} {capture.scene_id}, frame {frame.frame_id}"
-    photograph = capture.photograph(index)
+    photograph, depth = capture.photograph(index), capture.depth_mm(index)
+    digest.update(photograph)
     found = open_image(photograph, where).size
     if (found if frame.quarter_turns % 2 == 0 else found[::-1]) != frame.size:
-        raise SourceError(f"{where}: the photograph is {found[0]}x{found[1]}, its camera speaks of {frame.size}")
-    depth = capture.depth_mm(index)
-    jpeg = encode_photograph(photograph, frame.quarter_turns, image_side, where)
+        raise SourceError(f"{where}: the photograph is {found[0]}x{found[1]}, its camera is stated for {frame.size}")
+    jpeg, size = encode_photograph(photograph, frame.quarter_turns, image_side, where)
     if depth is None:
-        return jpeg, None
-    return jpeg, encode_depth(check_aspect(depth, frame.size, where), depth_side)
+        return jpeg, size, None
+    digest.update(depth.tobytes())
+    return jpeg, size, encode_depth(check_aspect(depth, frame.size, where), depth_side)
 
 
 def _shown(value: Any) -> str:

@@ -38,7 +38,7 @@ MAX_PLY_HEADER = 16384
 
 @dataclass(frozen=True)
 class Situated:
-    """A question's row, and where its person stands in the raw frame: `position` [3] from the mesh centre, `yaw` rad."""
+    """A question's row, and where its person stands in the raw frame: `position` [3] from the mesh centre, `yaw`."""
 
     row: Row
     position: Float

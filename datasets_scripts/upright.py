@@ -30,8 +30,3 @@ def turn_camera(
         world_from_cam = world_from_cam @ cam_from_turned
         size = (size[1], size[0])
     return intrinsics, world_from_cam, size
-
-
-def turn_map(values: np.ndarray, quarter_turns: int) -> np.ndarray:
-    """A map [H, W] after quarter turns clockwise."""
-    return np.ascontiguousarray(np.rot90(values, -quarter_turns))
