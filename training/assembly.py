@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from processing.image_processing_vggt_qwen3 import VggtQwen3ImageProcessor
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
+
+# AutoTokenizer reads config.json, too: known here, it needs no look at the checkpoint's own code, nor asks for leave.
+AutoConfig.register("vggt_qwen3", VggtQwen3Config, exist_ok=True)
 
 SPECIAL_TOKENS = {
     "image_token_id": "<|image_pad|>",
