@@ -1,0 +1,105 @@
+"""One question about a folder of photographs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from datasets_scripts.photos import PhotoScene, read_photos
+
+from .checkpoint import Checkpoint, load_checkpoint
+from .predict import Generation, generate
+
+
+@dataclass(frozen=True)
+class QuestionSettings:
+    """What is asked of which photographs; see `read_photos` for images, cameras, gravity and scale."""
+
+    model: str
+    images: str | tuple[str, ...]
+    question: str
+    situation: str | None = None
+    action: bool = False
+    cameras: str | None = None
+    gravity: tuple[float, float, float] | None = None
+    scale: float | None = None
+    num_views: int = 8
+    dtype: str = "auto"
+    attn_implementation: str = "sdpa"
+    generation: Generation = field(default_factory=Generation)
+
+    @property
+    def task(self) -> str:
+        """The task whose prompt is used: the wording is the same for all sources of data."""
+        return "actions" if self.action else "sqa3d" if self.situation else "scanqa"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The model's text. `action`: in metres, Z up, or None and `error`; both None for a question."""
+
+    text: str
+    truncated: bool
+    action: dict[str, Any] | None = None
+    error: str | None = None
+    scene: PhotoScene | None = None
+
+
+def ask(settings: QuestionSettings) -> Reply:
+    """Reads the photographs, loads the model and asks.
+
+    Raises:
+        FileNotFoundError, ValueError: photographs, cameras, checkpoint or question that cannot be used, by name.
+    """
+    scene = read_photos(
+        settings.images,
+        cameras=settings.cameras,
+        gravity=settings.gravity,
+        scale=settings.scale,
+        num_views=settings.num_views,
+    )
+    checkpoint = load_checkpoint(settings.model, settings.attn_implementation)
+    if settings.dtype != "auto":
+        checkpoint.model.to(getattr(torch, settings.dtype))
+    checkpoint.model.to(PartialState().device)
+    return answer(checkpoint, scene, settings)
+
+
+def answer(checkpoint: Checkpoint, scene: PhotoScene, settings: QuestionSettings) -> Reply:
+    """Asks a loaded model."""
+    processor = checkpoint.processor
+    messages = processor.conversation(
+        settings.question, situation=settings.situation, num_views=len(scene.images), task=settings.task
+    )
+    inputs = processor(
+        images=[scene.images],
+        text=[processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)],
+        intrinsics=None if scene.intrinsics is None else [scene.intrinsics],
+        world_from_cam=None if scene.world_from_cam is None else [scene.world_from_cam],
+        depth=None if scene.depth is None else [scene.depth],
+    )
+    (text,), (truncated,) = generate(checkpoint, dict(inputs), settings.generation, settings.task)
+    if not settings.action:
+        return Reply(text, truncated, scene=scene)
+    (decoded,) = processor.decode_actions([text], inputs["world_from_ref"])
+    return Reply(text, truncated, decoded["action"], decoded["error"], scene)
+
+
+def print_reply(reply: Reply, settings: QuestionSettings) -> None:
+    """The answer, or the action as JSON, and what there is to know about it."""
+    notes = [f"note: {note}" for note in reply.scene.notes]
+    if reply.truncated:
+        notes.append("note: the answer was cut off by the token limit")
+    if not settings.action:
+        print("\n".join([reply.text, *notes]))
+        return
+    if reply.action is None:
+        print(json.dumps({"action": None, "error": reply.error, "text": reply.text}, ensure_ascii=False, indent=2))
+    else:
+        print(json.dumps(reply.action, ensure_ascii=False))
+        notes.append("note: metres; the frame of the cameras, turned so that Z points up")
+    print("\n".join(notes), end="\n" if notes else "")
