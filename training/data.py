@@ -125,28 +125,30 @@ class SceneDataset(TorchDataset):
         return draws
 
     def __getitem__(self, draw: Draw) -> SceneExample:
-        table_index, row = self.scenes[draw.scene]
-        frame_ids = self.scene_tables[table_index][row]["frame_ids"]
-        return self._read(draw, draw_views(frame_ids, self.num_views, draw.anchor, draw.seed))
+        scene = self._scene(draw.scene)
+        return self._read(draw, scene, draw_views(scene["frame_ids"], self.num_views, draw.anchor, draw.seed))
 
-    def read_scene(self, scene: int, frame_ids: Sequence[str] | None = None) -> SceneExample:
-        """The views named of a scene, in that order, without samples; None = all that are stored.
+    def read_scene(self, index: int, frame_ids: Sequence[str] | None = None) -> SceneExample:
+        """The named views of a scene in that order, without samples; None = all that are stored.
 
         Raises:
             ValueError: for a frame that the scene lacks.
         """
-        table_index, row = self.scenes[scene]
-        stored = self.scene_tables[table_index][row]["frame_ids"]
-        missing = [frame for frame in frame_ids or () if frame not in stored]
+        scene = self._scene(index)
+        stored = scene["frame_ids"]
+        wanted = stored if frame_ids is None else list(frame_ids)
+        missing = [frame for frame in wanted if frame not in stored]
         if missing:
-            raise ValueError(f"{self.roots[table_index]}: the scene in row {row} lacks the frames {missing}; it has {stored}")
-        return self._read(Draw(scene, ()), [stored.index(frame) for frame in frame_ids or stored])
+            raise ValueError(f"scene {scene['scene_id']} lacks the frames {missing}; it has {stored}")
+        return self._read(Draw(index, ()), scene, [stored.index(frame) for frame in wanted])
 
-    def _read(self, draw: Draw, views: list[int]) -> SceneExample:
-        table_index, row = self.scenes[draw.scene]
-        scene = self.scene_tables[table_index][row]
+    def _scene(self, index: int) -> dict[str, Any]:
+        table, row = self.scenes[index]
+        return self.scene_tables[table][row]
+
+    def _read(self, draw: Draw, scene: dict[str, Any], views: list[int]) -> SceneExample:
         frame_ids = [scene["frame_ids"][v] for v in views]
-        where = f"{self.roots[table_index]}, scene {scene['scene_id']}"
+        where = f"{self.roots[self.scenes[draw.scene][0]]}, scene {scene['scene_id']}"
         cameras_known = scene["world_from_cam"] is not None and scene["is_metric"] and scene["is_gravity_aligned"]
         depth = None
         if cameras_known and scene["depth"] is not None:
