@@ -1,21 +1,24 @@
 """Balancing answers, so that a guesser who reads the question but sees no image gains little.
 
-    python -m datasets_scripts.rooms.balance --rooms 4000
+`balance.json` (written by calibrate.py) holds the share of each common answer's questions to keep. What a blind
+guesser still gets on a dataset is measured with
 
-counts how often each answer holds for each family and leading slots ("how_many", "chair") in rooms of their own seed,
-and writes `balance.json`: the share of each common answer's questions to keep. `blind_baseline` measures what is left.
+    python -m datasets_scripts.rooms.balance --dataset data/rooms
 """
 
 import argparse
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-_TABLE_PATH = Path(__file__).with_name("balance.json")
-_CALIBRATION_SEED = 900_001
+from datasets import load_from_disk
+
+from datasets_scripts.schema import SAMPLE_SPLITS, read_manifest
+
+TABLE_PATH = Path(__file__).with_name("balance.json")
 _MAX_SHARE = 0.25  # aimed share of the most frequent answer, where there are answers enough
 _MIN_COUNT = 60  # questions a key needs to be balanced by itself
 _ANY = "*"  # key of a whole family
@@ -23,7 +26,7 @@ _ANY = "*"  # key of a whole family
 
 @cache
 def _table() -> dict[str, dict[str, dict[str, float]]]:
-    return json.loads(_TABLE_PATH.read_text(encoding="utf-8"))
+    return json.loads(TABLE_PATH.read_text(encoding="utf-8"))
 
 
 def acceptance(family: str, key: str, answer: str) -> float:
@@ -32,8 +35,13 @@ def acceptance(family: str, key: str, answer: str) -> float:
     return keys.get(key, keys.get(_ANY, {})).get(answer, 1.0)
 
 
-def acceptance_table(counts: Mapping[tuple[str, str], Counter[str]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return family -> key -> answer -> share to keep, from counts per (family, key) of each answer."""
+def acceptance_table(
+    counts: Mapping[tuple[str, str], Counter[str]], needing_key: Container[str] = ()
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return family -> key -> answer -> share to keep, from counts per (family, key) of each answer.
+
+    Rare keys go by the whole family, or are not asked at all in the families `needing_key`.
+    """
     table: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     totals: dict[str, Counter[str]] = defaultdict(Counter)
     for (family, key), answers in sorted(counts.items()):
@@ -41,7 +49,7 @@ def acceptance_table(counts: Mapping[tuple[str, str], Counter[str]]) -> dict[str
         if answers.total() >= _MIN_COUNT:
             table[family][key] = _shares(answers)
     for family, answers in totals.items():
-        table[family][_ANY] = _shares(answers)
+        table[family][_ANY] = dict.fromkeys(sorted(answers), 0.0) if family in needing_key else _shares(answers)
     return dict(table)
 
 
@@ -88,26 +96,21 @@ def _blind_keys(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [(family, question, row["situation"] or ""), (family, question), (family,), (row["question_type"],)]
 
 
-def count_answers(num_rooms: int, seed: int = _CALIBRATION_SEED) -> dict[tuple[str, str], Counter[str]]:
-    """Count the answers of all candidate questions of `num_rooms` rooms, taking every object as visible."""
-    from datasets_scripts.rooms.questions import candidates
-    from datasets_scripts.rooms.room import generate_room, room_rng
-
-    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for index in range(num_rooms):
-        room = generate_room(seed, "train", index, num_views=1)
-        rng = room_rng(seed, "train", index, "questions")
-        for candidate in candidates(room, list(range(len(room.objects))), rng):
-            counts[candidate.family.name, candidate.key][candidate.answer] += 1
-    return counts
-
-
-def main() -> None:
-    """Write balance.json anew."""
-    parser = argparse.ArgumentParser(description="Count answers in fresh rooms and write balance.json anew")
-    parser.add_argument("--rooms", type=int, default=4000, help="rooms to count in")
-    table = acceptance_table(count_answers(parser.parse_args().rooms))
-    _TABLE_PATH.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def main(arguments: list[str] | None = None) -> None:
+    """Print what a blind guesser gets on a dataset of rooms, per family and question type."""
+    parser = argparse.ArgumentParser(description="Measure what can be answered without seeing an image")
+    parser.add_argument("--dataset", type=Path, default=Path("data/rooms"), help="folder of a rooms dataset")
+    root = parser.parse_args(arguments).dataset
+    read_manifest(root)
+    splits = {}
+    for split in SAMPLE_SPLITS:
+        folder = root / "samples" / split
+        rows = load_from_disk(str(folder)).remove_columns(["targets"]).to_list() if folder.is_dir() else []
+        splits[split] = [row for row in rows if row["task"] == "rooms_qa"]
+    scores = blind_baseline(splits["train"], splits["val"] + splits["test"])
+    print("question          blind    count")
+    for name, score in scores.items():
+        print(f"{name:18s} {score['accuracy']:.3f} {score['count']:7.0f}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from datasets_scripts.rooms.scene import Room, SceneObject
 
 NEAREST_MARGIN = 0.3  # metres by which the nearest must beat the second nearest
 NEAREST_REACH = 2.0  # metres within which "closest to" is worth saying
-HEIGHT_MARGIN = 0.25  # metres
+HEIGHT_MARGIN = 0.15  # metres
 
 
 class Facts:

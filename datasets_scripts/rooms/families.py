@@ -26,6 +26,10 @@ _SIMILAR_HEIGHT = (
     ("cabinet", "dresser", "plant", "bookshelf", "floor lamp"),
     ("stool", "trash can", "nightstand"),
 )
+_COUNTED = (
+    *("chair", "stool", "plant", "trash can", "ottoman", "armchair", "floor lamp", "bookshelf", "nightstand"),
+    *("cabinet", "picture", "window", "mirror", "clock", "shelf", "vase", "box", "table lamp"),
+)
 # Built side by side, so that their nearness says nothing about the room at hand.
 _BONDED = (
     {"bed", "nightstand"},
@@ -41,7 +45,8 @@ _BONDED = (
 class Family:
     """One family. `texts` have the fields {x}, {y}, {z}, {w} in the order of the slots, and {x_article}, {x_plural} ...
 
-    `key_slots`: how many leading slots the answers are balanced over. `situated`: asked from a situation.
+    `situated`: asked from a situation. `key_slots`: the slots that the answers are balanced over (and the kind of
+    situation). `needs_key`: not asked about slots too rare to be balanced by themselves.
     """
 
     name: str
@@ -49,7 +54,8 @@ class Family:
     draw: Draw
     answer: Answer
     situated: bool = False
-    key_slots: int = 1
+    key_slots: tuple[int, ...] = (0,)
+    needs_key: bool = False
 
 
 def yes_no(value: bool | None) -> str | None:
@@ -96,7 +102,8 @@ def _similar_pairs(facts: Facts, rng: np.random.Generator) -> list[Slots]:
 
 
 def _counted_pairs(facts: Facts, rng: np.random.Generator) -> list[Slots]:
-    return _some([(a, b) for a in facts.by_label for b in facts.by_label if a != b], rng)
+    labels = [label for label in _COUNTED if label in facts.by_label]
+    return _some([(a, b) for a in labels for b in labels if a != b], rng)
 
 
 def _several_and_unique(facts: Facts, rng: np.random.Generator) -> list[Slots]:
@@ -347,8 +354,8 @@ FAMILIES = (
         _unique,
         _nearest_thing,
     ),
-    Family("what_between", ("What is between the {x} and the {y}?",), _unique_pairs, _thing_between, key_slots=0),
-    Family("what_floor", ("What is the floor made of?", "What kind of floor is this?"), _nothing, _floor, key_slots=0),
+    Family("what_between", ("What is between the {x} and the {y}?",), _unique_pairs, _thing_between, key_slots=()),
+    Family("what_floor", ("What is the floor made of?", "What kind of floor is this?"), _nothing, _floor, key_slots=()),
     Family(
         "what_side",
         ("What is the nearest piece of furniture {x_side}?", "What furniture is closest to me {x_side}?"),
@@ -358,15 +365,17 @@ FAMILIES = (
     ),
     Family("is_present", ("Is there {x_article} in the room?", "Is there {x_article} here?"), _any_label, _exists),
     Family("is_color", ("Is the {x} {y}?", "Is the color of the {x} {y}?"), _label_and_color, _has_color),
-    Family("is_taller", ("Is the {x} taller than the {y}?",), _similar_pairs, _taller, key_slots=2),
-    Family("is_closer", ("Is the {x} closer to the {y} than the {z}?",), _two_and_goal, _closer, key_slots=2),
+    Family(
+        "is_taller", ("Is the {x} taller than the {y}?",), _similar_pairs, _taller, key_slots=(0, 1), needs_key=True
+    ),
+    Family("is_closer", ("Is the {x} closer to the {y} than the {z}?",), _two_and_goal, _closer, key_slots=(0, 1)),
     Family(
         "is_holding",
         ("Is there anything on the {x}?", "Is something on top of the {x}?"),
         _unique_supports,
         _holds_something,
     ),
-    Family("is_side", ("Is the {x} {y_side}?",), _unique_and_side, _is_on_side, situated=True, key_slots=2),
+    Family("is_side", ("Is the {x} {y_side}?",), _unique_and_side, _is_on_side, situated=True, key_slots=(1,)),
     Family("how_many", ("How many {x_plural} are there?", "How many {x_plural} are in the room?"), _present, _count),
     Family(
         "how_many_color",
@@ -374,13 +383,21 @@ FAMILIES = (
         _label_and_color,
         _count_colored,
     ),
-    Family("how_many_side", ("How many {x_plural} are {y_side}?",), _several_and_side, _count_on_side, situated=True),
+    Family(
+        "how_many_side",
+        ("How many {x_plural} are {y_side}?",),
+        _several_and_side,
+        _count_on_side,
+        situated=True,
+        key_slots=(),
+    ),
     Family(
         "how_turn",
         ("How do I have to turn to face the {x}?", "How should I turn to look at the {x}?"),
         _unique,
         _turn,
         situated=True,
+        key_slots=(),
     ),
     Family(
         "can_see",
@@ -388,6 +405,7 @@ FAMILIES = (
         _unique,
         _sees,
         situated=True,
+        key_slots=(),
     ),
     Family("can_sit", ("Can I sit on the nearest piece of furniture {x_side}?",), _sides, _can_sit, situated=True),
     Family(
@@ -401,7 +419,7 @@ FAMILIES = (
         ("Which one is {w}: the {x}, the {y} or the {z}?", "Which of these is {w}: {x}, {y} or {z}?"),
         _options_and_color,
         _which_has_color,
-        key_slots=0,
+        key_slots=(),
     ),
     Family(
         "which_closest",
@@ -411,7 +429,7 @@ FAMILIES = (
         ),
         _options_and_goal,
         _which_is_closest,
-        key_slots=0,
+        key_slots=(),
     ),
     Family(
         "which_way",
@@ -419,15 +437,23 @@ FAMILIES = (
         _unique,
         _turn,
         situated=True,
+        key_slots=(),
     ),
     Family("where_on", ("Where is the {x}?", "Where does the {x} stand?"), _unique, _where),
-    Family("are_more", ("Are there more {x_plural} than {y_plural}?",), _counted_pairs, _more, key_slots=2),
+    Family(
+        "are_more",
+        ("Are there more {x_plural} than {y_plural}?",),
+        _counted_pairs,
+        _more,
+        key_slots=(0, 1),
+        needs_key=True,
+    ),
     Family(
         "are_same_color",
         ("Are the {x} and the {y} the same color?", "Do the {x} and the {y} have the same color?"),
         _unique_pairs,
         _same_color,
-        key_slots=2,
+        key_slots=(0, 1),
     ),
     Family(
         "on_which_side",
@@ -435,6 +461,7 @@ FAMILIES = (
         _unique,
         _side,
         situated=True,
+        key_slots=(),
     ),
     Family(
         "if_turn",
@@ -444,4 +471,3 @@ FAMILIES = (
         situated=True,
     ),
 )
-FAMILY = {family.name: family for family in FAMILIES}

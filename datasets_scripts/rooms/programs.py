@@ -18,6 +18,7 @@ _PROGRAMS = {
     "studio": (("bed", 0.8), ("desk", 0.6), ("sofa", 0.6), ("dining", 0.4), ("refrigerator", 0.5), ("wardrobe", 0.4)),
 }
 _EXTRAS = tuple(label for label in FURNITURE if label not in ("toilet", "bathtub", "table"))
+_ALONE = ("bed", "stove", "refrigerator", "sink", "washing machine", "piano", "tv stand")  # one a room
 _REPEATABLE = (
     "chair",
     "stool",
@@ -45,7 +46,8 @@ def furnish(placer: Placer) -> None:
     for label in rng.choice(_REPEATABLE, 2, replace=False):
         _repeat(placer, str(label), int(rng.integers(1, 5)))
     for label in rng.choice(_EXTRAS, int(rng.integers(3, 7)), replace=False):
-        if _has_room(placer):
+        alone = label in _ALONE and any(item.label == label for item in placer.objects)
+        if _has_room(placer) and not alone:
             placer.place(str(label))
     _fill_walls(placer)
     _fill_surfaces(placer)

@@ -42,8 +42,9 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """What the answers are balanced over, besides the family."""
-        return "|".join(self.slots[: self.family.key_slots])
+        """What the answers are balanced over, besides the family: the kind of situation and some of the slots."""
+        kind = [self.situation.kind] if self.situation else []
+        return "|".join([*kind, *(self.slots[i] for i in self.family.key_slots)])
 
 
 def visible_objects(pixels: np.ndarray, size: int) -> list[int]:

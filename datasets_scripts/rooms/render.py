@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from datasets_scripts.rooms.catalogue import CLASSES
+from datasets_scripts.rooms.materials import COLORS
 from datasets_scripts.rooms.scene import Room
 from datasets_scripts.rooms.shade import LightBatch, develop, pack_lights, shade
 from datasets_scripts.rooms.trace import RoomBatch, Views, pack_rooms, trace
@@ -82,3 +84,43 @@ def _smooth_edges(
         total += _color(batch, lights, views, depth, found, offset)
     pixel = edge.flatten().nonzero()[:, 0]
     linear[pixel] = total[pixel] / len(_SUBPIXELS)
+
+
+def count_pixels(rooms: list[Room], instances: torch.Tensor) -> list[np.ndarray]:
+    """Return for each room the number of pixels [V, ids] of every instance id in every view.
+
+    instances [S, V, H, W] as `render_batch` gives them.
+    """
+    flat = instances.flatten(2).to(torch.int64)
+    most = max(len(room.instance_labels) for room in rooms)
+    counts = torch.zeros(*flat.shape[:2], most, dtype=torch.int64, device=flat.device)
+    counts.scatter_add_(2, flat, torch.ones_like(flat))
+    return [count[:, : len(room.instance_labels)].cpu().numpy() for count, room in zip(counts, rooms)]
+
+
+def instance_table(rooms: list[Room], device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """Return what every instance id stands for, padded to the most ids M of any room: dense labels by one lookup.
+
+    label int64 [S, M] (index into CLASSES, -1 for id 0 and padding), color int64 [S, M] (index into COLORS, -1 where
+    none dominates), is_box bool [S, M] (objects and walls), center and size float64 [S, M, 3], axes float64
+    [S, M, 3, 3]: the box in the world frame, as the schema's targets; zeros where is_box is False.
+    """
+    shape = (len(rooms), max(len(room.instance_labels) for room in rooms))
+    table = {
+        "label": np.full(shape, -1),
+        "color": np.full(shape, -1),
+        "is_box": np.zeros(shape, dtype=bool),
+        "center": np.zeros((*shape, 3)),
+        "size": np.zeros((*shape, 3)),
+        "axes": np.zeros((*shape, 3, 3)),
+    }
+    names = list(COLORS)
+    for s, room in enumerate(rooms):
+        table["label"][s, 1 : len(room.instance_labels)] = [CLASSES.index(x) for x in room.instance_labels[1:]]
+        targets = [room.object_target(item) for item in room.objects] + [room.wall_target(wall) for wall in room.walls]
+        table["is_box"][s, 1 : len(targets) + 1] = True
+        for key in ("center", "size", "axes"):
+            table[key][s, 1 : len(targets) + 1] = [target[key] for target in targets]
+        colors = [names.index(item.color) if item.color else -1 for item in room.objects]
+        table["color"][s, 1 : len(colors) + 1] = colors
+    return {key: torch.as_tensor(value).to(device) for key, value in table.items()}

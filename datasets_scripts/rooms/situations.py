@@ -38,9 +38,11 @@ _FACING = ("I am standing in front of the {x}, looking at it.", "I am facing the
 class Situation:
     """A text and the standpoints it allows: positions [P, 2] and unit viewing directions [P, 2], the main one first.
 
-    Room frame, metres. `mentioned` holds the indices of the things that the text names.
+    Room frame, metres. kind: "by", "sitting", "back" or "facing". `mentioned` holds the indices of the things that the
+    text names.
     """
 
+    kind: str
     text: str
     positions: np.ndarray
     directions: np.ndarray
@@ -68,7 +70,7 @@ class Situation:
         """Return the closest standing thing on a side, from every standpoint and whatever the sector's exact width."""
         winners = set()
         for position, direction in zip(self.positions, self.directions):
-            here = Situation("", position[None], direction[None], ())
+            here = Situation("", "", position[None], direction[None], ())
             point = shapely.Point(position)
             for widening in (-_WIDE / 2, _WIDE):
                 members = [
@@ -145,35 +147,30 @@ def _by(facts: Facts, x: int, y: int, rng: np.random.Generator) -> Situation | N
     positions = np.concatenate([spots, item.origin[None, :2]])
     offset = goal - positions
     text = _pick(_BY, rng).format(x=named(item.label), y=named(facts.item(y).label))
-    return Situation(text, positions, offset / np.linalg.norm(offset, axis=1, keepdims=True), (x, y))
+    return Situation("by", text, positions, offset / np.linalg.norm(offset, axis=1, keepdims=True), (x, y))
 
 
 def _fixed(facts: Facts, x: int, kind: str, rng: np.random.Generator) -> Situation | None:
     """Situations in which x alone fixes where one looks."""
     item = facts.item(x)
     entry = CATALOGUE[item.label]
-    if not entry.has_front or item.kind == "round" or (kind == "sitting" and not entry.seat):
+    if not entry.has_front or item.kind == "round":
         return None
     if kind == "sitting":
-        if item.label == "bed":
+        if not entry.seat or item.label == "bed":
             return None
-        positions = item.origin[None, :2] + np.array([0.0, 0.15])[:, None] * item.front
-        return _looking(positions, item.front, _pick(_SITTING, rng).format(x=named(item.label)), x)
-    if item.wall is None or (item.mounted and item.origin[2] > 1.0 and kind == "back"):
+        texts, steps, direction = _SITTING, np.array([0.0, 0.15]), item.front
+    else:
+        if item.wall is None or (item.mounted and item.origin[2] > 1.0 and kind == "back"):
+            return None
+        steps = item.size[1] / 2 + _STANDOFF + (np.array([0.0, 0.3]) if kind == "back" else np.array([0.2, 0.6]))
+        back_texts = _ENTERED if item.label == "door" else _BACK
+        texts, direction = (back_texts, item.front) if kind == "back" else (_FACING, -item.front)
+    positions = item.origin[None, :2] + steps[:, None] * item.front
+    if kind != "sitting" and not _is_free(facts, positions[0], item):
         return None
-    start = item.size[1] / 2 + _STANDOFF
-    steps = np.array([0.0, 0.3]) if kind == "back" else np.array([0.2, 0.6])
-    positions = item.origin[None, :2] + (start + steps)[:, None] * item.front
-    if not _is_free(facts, positions[0], item):
-        return None
-    if kind == "facing":
-        return _looking(positions, -item.front, _pick(_FACING, rng).format(x=named(item.label)), x)
-    texts = _ENTERED if item.label == "door" else _BACK
-    return _looking(positions, item.front, _pick(texts, rng).format(x=named(item.label)), x)
-
-
-def _looking(positions: np.ndarray, direction: np.ndarray, text: str, x: int) -> Situation:
-    return Situation(text, positions, np.broadcast_to(direction, positions.shape), (x,))
+    text = _pick(texts, rng).format(x=named(item.label))
+    return Situation(kind, text, positions, np.broadcast_to(direction, positions.shape), (x,))
 
 
 def _free_spots(facts: Facts, item: SceneObject) -> np.ndarray:
