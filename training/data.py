@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image, List, load_from_disk
+from datasets import Dataset, load_from_disk
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
 from torch.utils.data import Dataset as TorchDataset
@@ -86,7 +86,7 @@ class SceneDataset(TorchDataset):
         self.roots, self.split, self.num_views = [str(root) for root in roots], split, num_views
         self.scene_tables = [_load_table(root, "scenes", "train" if split == "train" else "heldout") for root in roots]
         self.sample_tables = [_load_table(root, "samples", split) for root in roots]
-        self.scene_tables = [_keep_encoded(table) for table in self.scene_tables]
+        self._encoded_scenes = [table.with_format("arrow") for table in self.scene_tables]  # decodes no image by itself
         self._index(tasks, max_samples)
 
     def _index(self, tasks: Sequence[str] | None, max_samples: int | None) -> None:
@@ -144,7 +144,7 @@ class SceneDataset(TorchDataset):
 
     def _scene(self, index: int) -> dict[str, Any]:
         table, row = self.scenes[index]
-        return self.scene_tables[table][row]
+        return self._encoded_scenes[table][row].to_pylist()[0]
 
     def _read(self, draw: Draw, scene: dict[str, Any], views: list[int]) -> SceneExample:
         frame_ids = [scene["frame_ids"][v] for v in views]
@@ -313,12 +313,6 @@ def _load_table(root: str | Path, table: str, split: str) -> Dataset:
         there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise ValueError(f"{root} has no {table}/{split}; it has {there}")
     return load_from_disk(str(path))
-
-
-def _keep_encoded(table: Dataset) -> Dataset:
-    """Leaves images encoded, so that only the drawn views are ever decoded."""
-    encoded = List(Image(decode=False))
-    return table.cast_column("images", encoded).cast_column("depth", encoded)
 
 
 def _decode_image(stored: dict[str, Any], where: str) -> PILImage.Image:
