@@ -423,15 +423,19 @@ class VggtModel(VggtPreTrainedModel):
         return keys if "flash" in self.config._attn_implementation else keys[:, None, None, :]
 
     def resolve_layers(self, feature_layers: Sequence[int] | Literal["all"] | None) -> list[int]:
+        """The layers that are meant, in ascending order; see `forward`."""
         depth = self.config.num_hidden_layers
-        layers = list(range(depth)) if feature_layers == "all" else list(feature_layers or ())
-        wrong = [layer for layer in layers if not PATCH_EMBEDDING_LAYER <= layer < depth]
+        if feature_layers == "all":
+            return list(range(depth))
+        asked = list(feature_layers or ())
+        wrong = [layer for layer in asked if not PATCH_EMBEDDING_LAYER <= layer < depth]
         if wrong:
             raise ValueError(
                 f"feature_layers names {wrong}, but the encoder has layers 0 to {depth - 1} "
                 f"and {PATCH_EMBEDDING_LAYER} for the patch embedding"
             )
-        return layers
+        # `any(==)` where `in` would do: a compiler may hold the asked ones as symbols, which `in` never finds.
+        return [layer for layer in range(PATCH_EMBEDDING_LAYER, depth) if any(layer == other for other in asked)]
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """Rows and columns of patches."""
