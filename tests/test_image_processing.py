@@ -61,6 +61,13 @@ def test_loader_modes_equal_the_official_loader(name, tmp_path):
         assert np.allclose(corners, data["square224.coords"])
 
 
+def test_loader_modes_round_halves_to_even():
+    """35 of 56 pixels are 2.5 patches: 2, as Python's round has it."""
+    for mode, height in (("vggt_crop", 28), ("vggt_pad", 28)):
+        batch = VggtQwen3ImageProcessor(size=56, mode=mode)(np.zeros((35, 56, 3), np.uint8))
+        assert batch["pixel_transform"][0, 0, 1] == height / 35
+
+
 @pytest.mark.parametrize("mode", ["crop", "pad", "stretch", "vggt_crop", "vggt_pad", "vggt_square"])
 @pytest.mark.parametrize(("width", "height"), [(200, 120), (120, 200), (112, 112), (333, 112)])
 def test_the_pixel_transform_says_where_a_point_went(mode, width, height):

@@ -147,34 +147,32 @@ def test_cameras_are_told_in_the_frame_of_view_0(processor):
             assert torch.allclose(batch[key].double(), moved[key].double(), atol=1e-5), key
 
 
-@pytest.mark.parametrize("mode", ["crop", "pad", "stretch", "vggt_crop", "vggt_pad"])
+@pytest.mark.parametrize("mode", ["crop", "pad", "stretch", "vggt_crop", "vggt_pad", "vggt_square"])
 @pytest.mark.parametrize("depth_scale", [1, 2])
-def test_points_of_a_wall_lie_on_it_whatever_happens_to_the_image(mode, depth_scale):
-    """A camera looks squarely at a wall 3 m ahead; image, depth and intrinsics must stay in step."""
-    height, width = 120, 200
-    k = np.array([[150.0, 0, 100], [0, 150, 60], [0, 0, 1]])
-    scene = {
-        "images": np.zeros((1, height, width, 3), np.uint8),
-        "intrinsics": k[None],
-        "world_from_cam": camera((2, 1, 1.5), (1, 0, 0))[None],
-        "depth": np.full((1, height // depth_scale, width // depth_scale), 3.0, np.float32),
-    }
-    processor = make_processor(mode=mode)
-    batch = batch_of(processor, scene)
-    points, mask = batch["patch_points"][0, 0].numpy(), batch["patch_points_mask"][0, 0].numpy()
-    assert np.allclose(points[mask][:, 1], 3.0, atol=1e-6)
-    k_new = batch["intrinsics"][0, 0].numpy()
-    pixel = points[mask][:, [0, 2]] * [1, -1] * k_new[[0, 1], [0, 1]] / 3.0 + k_new[:2, 2]
-    columns = batch["pixel_values"].shape[-1] // 14
-    rows, cols = np.divmod(np.flatnonzero(mask), columns)
-    patch_of_pixel = np.floor(pixel / 14)
-    assert np.array_equal(patch_of_pixel, np.stack([cols, rows], axis=1))
-    if "patch_mask" in batch:
-        assert np.array_equal(mask, batch["patch_mask"][0, 0].numpy())
-    left_edge = (0 - 100) / 150 * 3.0
-    leftmost = (0 - k_new[0, 2]) / k_new[0, 0] * 3.0
-    if mode == "stretch":
-        assert np.isclose(leftmost, left_edge), "the left edge of the image is still the left edge of the wall seen"
+@pytest.mark.parametrize(("height", "width"), [(120, 200), (200, 120), (56, 56)])
+def test_image_depth_and_intrinsics_stay_in_step(mode, depth_scale, height, width):
+    """A camera looks squarely at a wall 3 m ahead, with depth in a small window alone, whose place on it is known."""
+    x, y, half = width // 2 + 14, height // 2 - 12, 6
+    k = np.array([[150.0, 0, width / 2], [0, 150, height / 2], [0, 0, 1]])
+    depth = np.zeros((height, width), np.float32)
+    depth[y - half : y + half, x - half : x + half] = 3.0
+    batch = make_processor(mode=mode)(
+        images=np.zeros((1, height, width, 3), np.uint8),
+        intrinsics=k[None],
+        world_from_cam=camera((2, 1, 1.5), (1, 0, 0))[None],
+        depth=depth[None, ::depth_scale, ::depth_scale],
+    )
+    points = batch["patch_points"][0, 0][batch["patch_points_mask"][0, 0]].numpy()
+    middle, reach = np.array([14, 12]) / 150 * 3.0, (half + 1) / 150 * 3.0
+    assert len(points) and np.allclose(points[:, 1], 3.0)
+    assert np.abs(points[:, [0, 2]] - middle).max() < reach
+    assert np.abs(points[:, [0, 2]].mean(axis=0) - middle).max() < reach / 2
+
+
+def test_padding_has_no_points():
+    scene = make_scene(1, size=(120, 200))
+    batch = batch_of(make_processor(mode="pad"), scene)
+    assert torch.equal(batch["patch_points_mask"], batch["patch_mask"]) and not batch["patch_mask"].all()
 
 
 def test_depth_of_any_kind_is_metres(processor, tmp_path):
