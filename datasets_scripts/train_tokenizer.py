@@ -169,7 +169,7 @@ def training_text(seed: int = 0, num_sentences: int = 30_000) -> Iterator[str]:
     for phrase in (*phrases, *_words(NUMBERS), *_words(SHORT_ANSWERS)):
         yield from (phrase, f"the {phrase}", f"a {phrase}s", phrase.capitalize())
     for word in COMMON_WORDS.split():
-        yield from (f"{word} {word}", word.capitalize())
+        yield from (*[f"a {word}"] * 60, word.capitalize())
     for _ in range(num_sentences // 15):
         yield format_action(_random_action(rng, lists["a"]))
     yield from itertools.repeat(ANSWER_INSTRUCTION, 50)
