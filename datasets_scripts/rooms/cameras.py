@@ -11,7 +11,9 @@ _CANDIDATES = 72
 _WALL_DISTANCE = 0.3
 _BODY = 0.28  # metres between a camera and furniture
 _NEAR, _FAR = 0.6, 7.0  # metres between which a point counts as seen
+_CLEAR = 2.0  # metres up to which a point is seen best
 _OBJECT_WEIGHT = 4.0
+_AGAIN = 0.5  # worth of seeing once more what another view shows as clearly
 
 
 def draw_focal(rng: np.random.Generator) -> float:
@@ -24,21 +26,23 @@ def draw_cameras(
 ) -> np.ndarray:
     """Return `num_views` camera poses room_from_cam [V, 4, 4], in random order.
 
-    Greedy choice among random candidates: each view adds what the others see least; objects, floor and walls count.
-    A point counts as seen inside the frustum and within a few metres; occlusion is ignored.
+    Greedy choice among random candidates: each view adds what the others see least clearly; objects, floor and walls
+    count. A point is seen inside the frustum, the clearer the nearer; occlusion is ignored.
     """
     positions = _standing_points(plan, objects, rng)
     candidates = np.stack([_aimed(position, plan, objects, rng) for position in positions])  # [C, 4, 4]
     points, weights = _points_to_see(plan, objects)
-    seen = _sees(candidates, points, focal)  # [C, N]
-    times_seen = np.zeros(len(points))
+    clarity = _clarity(candidates, points, focal)  # [C, N]
+    clearest, total = np.zeros(len(points)), np.zeros(len(points))
     chosen: list[int] = []
     for _ in range(num_views):
-        gain = (seen * weights * 0.35**times_seen).sum(1)
+        better = (clarity - clearest).clip(min=0)
+        gain = (weights * (better + _AGAIN * clarity / (1 + 4 * total))).sum(1)
         gain[chosen] = -1.0
         best = int(gain.argmax())
         chosen.append(best)
-        times_seen += seen[best]
+        clearest = np.maximum(clearest, clarity[best])
+        total += clarity[best]
     return candidates[rng.permutation(chosen)]
 
 
@@ -92,9 +96,10 @@ def _points_to_see(plan: FloorPlan, objects: list[SceneObject]) -> tuple[np.ndar
     return np.concatenate(points), np.concatenate(weights)
 
 
-def _sees(cameras: np.ndarray, points: np.ndarray, focal: float) -> np.ndarray:
-    """Return [C, N] bool: the point lies in the camera's frustum, neither too near nor too far."""
+def _clarity(cameras: np.ndarray, points: np.ndarray, focal: float) -> np.ndarray:
+    """Return how clearly [C, N], 0 to 1, each camera sees each point: 0 outside its frustum, 1 within 2 metres."""
     local = np.einsum("cji,cnj->cni", cameras[:, :3, :3], points[None] - cameras[:, None, :3, 3])
     depth = local[..., 2]
     inside = (np.abs(local[..., :2]) * focal < 0.46 * depth[..., None]).all(-1)
-    return inside & (depth > _NEAR) & (depth < _FAR)
+    seen = inside & (depth > _NEAR) & (depth < _FAR)
+    return np.where(seen, np.clip(_CLEAR / np.maximum(depth, _CLEAR), 0, 1), 0)
