@@ -47,12 +47,15 @@ class TextField:
 
     @property
     def pattern(self) -> str:
+        """Regular expression of an allowed value."""
         return r'^[^"\\\x00-\x20](?:[^"\\\x00-\x1f]*[^"\\\x00-\x20])?$'
 
     def schema(self) -> dict[str, Any]:
+        """JSON Schema of the value."""
         return {"type": "string", "minLength": 1, "maxLength": self.max_chars, "pattern": self.pattern}
 
     def check(self, value: Any, where: str) -> str:
+        """Returns the value, or raises ActionError naming `where`."""
         if not isinstance(value, str):
             raise ActionError(f"{where} is {_shown(value)}, wanted a string")
         if not 1 <= len(value) <= self.max_chars:
@@ -62,6 +65,7 @@ class TextField:
         return value
 
     def text(self, value: str) -> str:
+        """The canonical text."""
         return f'"{value}"'
 
 
@@ -74,10 +78,12 @@ class VectorField:
     is_unit: bool = False
 
     def schema(self) -> dict[str, Any]:
+        """JSON Schema of the value."""
         items = [{"type": "number", "minimum": low, "maximum": high} for low, high in self.bounds]
         return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
 
     def check(self, value: Any, where: str) -> list[float]:
+        """Returns the value as floats, or raises ActionError naming `where`."""
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != len(self.bounds):
             raise ActionError(f"{where} is {_shown(value)}, wanted a list of {len(self.bounds)} numbers")
         for index, (number, (low, high)) in enumerate(zip(value, self.bounds)):
@@ -91,6 +97,7 @@ class VectorField:
         return [float(number) for number in value]
 
     def text(self, value: Sequence[float]) -> str:
+        """The canonical text; the only place where numbers are rounded."""
         return "[" + ",".join(_number_text(number) for number in value) + "]"
 
 

@@ -233,6 +233,8 @@ class VggtQwen3Processor(ProcessorMixin):
         if images is not None and num_views is not None:
             raise ValueError("pass images, or num_views in their place, not both")
         if images is None:
+            if self.image_processor.mode == "vggt_crop":
+                raise ValueError("num_views stands for images of one size, and mode vggt_crop has none: pass images")
             size = (self.image_processor.size.height, self.image_processor.size.width)
             layout = ViewLayout.of_counts(np.atleast_1d(num_views).tolist(), size)
             pixels: Arrays = {"view_mask": layout.view_mask}
@@ -282,6 +284,8 @@ class VggtQwen3Processor(ProcessorMixin):
         return arrays
 
     def _token_rows(self, texts: list[str], name: str) -> list[NDArray[np.int64]]:
+        if not texts:
+            raise ValueError(f"{name} has no rows")
         for b, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{name} of row {b} is {'empty' if text == '' else repr(text)}, wanted words")

@@ -332,6 +332,10 @@ def test_more_bad_input_is_refused(processor):
         processor(images=[image, image], text=[text, chat(processor, num_views=0)])
     with pytest.raises(ValueError, match=r"row 0 holds 1 <\|image_pad\|>, wanted 0"):
         processor(text=text)
+    with pytest.raises(ValueError, match="text has no rows"):
+        processor(images=image, text=[])
+    with pytest.raises(ValueError, match="mode vggt_crop has none: pass images"):
+        make_processor(mode="vggt_crop")(num_views=2, text=text)
     with pytest.raises(ValueError, match=r"num_views is \[0\]"):
         processor(num_views=0, text=text)
     with pytest.raises(FileNotFoundError, match=r"there is no file missing\.png"):
