@@ -43,7 +43,7 @@ def _main_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="eval.py",
         description="Evaluates a model on a built dataset, or, with --images, asks it one question.",
-        epilog="`eval.py score --help` scores answers made elsewhere; `eval.py compare --help` compares two evaluations.",
+        epilog="Also: `eval.py score --help` (answers made elsewhere), `eval.py compare --help` (two evaluations).",
     )
     parser.add_argument("--model", default=DEFAULT_MODEL, help="checkpoint folder or Hub id (%(default)s)")
     parser.add_argument("--num-views", type=int, default=8, help="views shown of a scene (%(default)s)")
@@ -167,7 +167,7 @@ def _score(argv: list[str]) -> ScoreSettings:
         "--predictions",
         type=Path,
         required=True,
-        help="JSON Lines or JSON: objects with sample_id (or question_id) and prediction, answer, action or answer_top10",
+        help="JSON (Lines): objects with sample_id or question_id, and prediction, answer, action or answer_top10",
     )
     parser.add_argument("--num-views", type=int, default=8, help="views of a scene in the report (%(default)s)")
     _add_data(parser)

@@ -62,9 +62,8 @@ def dot_plot(groups: Sequence[Group], series: Sequence[str], unit: str, label: s
             if point is not None:
                 y = top + ROW_GAP / 2 + SERIES_GAP * (place + 0.5)
                 parts.append(_point(point, place, y, scale, f"{group.name}, {series[place]}", unit))
-    legend = _legend(series)
-    svg = f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    return f'{legend}<div class="scroll">{svg}</div>'
+    box = f'viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}"'
+    return f'{_legend(series)}<div class="scroll"><svg class="chart" {box}>{"".join(parts)}</svg></div>'
 
 
 def _axis(limit: float, scale: float, height: float, unit: str) -> str:
@@ -101,8 +100,8 @@ def _legend(series: Sequence[str]) -> str:
     if len(series) < 2:
         return ""
     items = "".join(
-        f'<li><svg class="chart" viewBox="0 0 14 14" style="width:14px;min-width:14px;display:inline;vertical-align:-2px">'
-        f'<g class="series s{place}">{_mark(place, 7, 7)}</g></svg> {escape(name)}</li>'
+        f'<li><svg class="chart legend" viewBox="0 0 14 14"><g class="series s{place}">{_mark(place, 7, 7)}</g></svg>'
+        f"{escape(name)}</li>"
         for place, name in enumerate(series)
     )
-    return f'<ul class="key" style="margin:0 0 .6rem">{items}</ul>'
+    return f'<ul class="key">{items}</ul>'

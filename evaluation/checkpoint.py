@@ -45,7 +45,7 @@ def load_checkpoint(name: str, attn_implementation: str = "sdpa") -> Checkpoint:
             f"Train one by `python train.py --output_dir {name}`, or check the name. ({_first_line(error)})"
         ) from error
     commit = getattr(model.config, "_commit_hash", None)
-    fingerprint = folder_fingerprint(Path(name)) if Path(name).is_dir() else f"commit {commit}"
+    fingerprint = folder_fingerprint(Path(name)) if Path(name).is_dir() else str(commit)
     return Checkpoint(name, fingerprint, model.eval(), processor)
 
 

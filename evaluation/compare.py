@@ -15,6 +15,7 @@ from .files import read_rows, read_yaml, write_text
 from .gallery import Pictures, answer_line, card, gallery_data, reference_lines, spread
 from .page import gallery, heading, page, section, table
 from .paired import compare_scores
+from .report import TASK_TITLES
 from .results import ACTION_FIGURES, ANSWER_FIGURES
 from .rows import Row, select
 from .scoring import RIGHT, Scoring, TaskScores, score_task
@@ -124,10 +125,11 @@ def _section(task: str, comparison: TaskComparison) -> str:
         f'<div class="figure"><dt>{name}</dt><dd><span class="value">{count:,}</span></dd></div>'
         for name, count in counts
     )
-    chance = f"If neither were better, a split as uneven as this would come up with probability {right['p']:.3g} (exact McNemar test)."
-    return section(
-        task, f"{tests['count']:,} samples with labels. {chance}", f'<dl class="figures">{figures}</dl>{_tests(tests)}'
+    note = (
+        f"{tests['count']:,} samples with labels. If neither were better, a split as uneven as this would come up with "
+        f"probability {right['p']:.3g} (exact McNemar test)."
     )
+    return section(TASK_TITLES[task], note, f'<dl class="figures counts">{figures}</dl>{_tests(tests)}')
 
 
 def _tests(tests: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from processing.geometry_vggt_qwen3 import invert_rigid, transform_points
 from training.data import SceneExample
 
 NEAR_M = 0.05
-CELL_M = 0.04
+CELL_RANGE_M, POINTS_PER_CELL = (0.025, 0.08), 3
 BELOW_CEILING_M = 2.0
 POINTS_PER_VIEW = 40_000
 PLAN_MARGIN_M = 0.4
@@ -96,9 +96,10 @@ def plan(example: SceneExample, truth: Anchors, predicted: Anchors, underlay: tu
 
 
 def room_from_above(example: SceneExample) -> tuple[str, Float] | None:
-    """A picture of the room without its ceiling, from the depth of its views, and its bounds [x0, y0, x1, y1] in metres.
+    """A picture of the room without its ceiling, made of the depth of its views; None where there is none.
 
-    None without depth.
+    Returns:
+        A data URI, and what it covers, [x0, y0, x1, y1] in metres of the world.
     """
     if example.depth is None or example.world_from_cam is None:
         return None
@@ -110,13 +111,25 @@ def room_from_above(example: SceneExample) -> tuple[str, Float] | None:
     kept = points[:, 2] < floor + BELOW_CEILING_M
     kept &= (np.abs(points[:, :2] - np.median(points[:, :2], axis=0)) < MAX_PLAN_M / 2).all(axis=1)
     points, colours = points[kept], colours[kept]
-    low = points[:, :2].min(axis=0)
-    cells = np.floor((points[:, :2] - low) / CELL_M).astype(np.int64)
+    low, high = points[:, :2].min(axis=0), points[:, :2].max(axis=0)
+    cell = float(np.clip(np.sqrt(np.prod(high - low) / len(points) * POINTS_PER_CELL), *CELL_RANGE_M))
+    cells = np.floor((points[:, :2] - low) / cell).astype(np.int64)
     width, height = cells.max(axis=0) + 1
     canvas = np.zeros((height, width, 4), dtype=np.uint8)
-    order = np.argsort(points[:, 2])
+    order = np.argsort(points[:, 2])  # what is higher hides what is below
     canvas[height - 1 - cells[order, 1], cells[order, 0]] = np.c_[colours[order], np.full(len(order), 255)]
-    return _data_uri(Image.fromarray(canvas), "PNG"), np.array([*low, *(low + CELL_M * np.array([width, height]))])
+    picture = Image.fromarray(_without_gaps(canvas))
+    return _data_uri(picture, "PNG", optimize=True), np.array([*low, *(low + cell * np.array([width, height]))])
+
+
+def _without_gaps(canvas: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Fills empty cells that have a filled one above, below, left or right."""
+    filled = canvas.copy()
+    for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        neighbour = np.roll(canvas, step, axis)
+        empty = filled[..., 3] == 0
+        filled[empty] = neighbour[empty]
+    return filled
 
 
 def thumbnail(image: Image.Image, side: int) -> tuple[str, tuple[int, int]]:
@@ -200,7 +213,8 @@ def _camera(world_from_cam: Float, intrinsics: Float, width: int, is_first: bool
     rays = ends @ world_from_cam[:3, :3].T
     rays = rays[:, :2] / np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-9)
     apex = world_from_cam[:2, 3]
-    return f'<path class="camera{" first" if is_first else ""}" d="{_on_plan([apex, *(apex + CAMERA_LENGTH_M * rays)])}Z"/>'
+    wedge = _on_plan([apex, *(apex + CAMERA_LENGTH_M * rays)])
+    return f'<path class="camera{" first" if is_first else ""}" d="{wedge}Z"/>'
 
 
 def _footprint(anchor: Mapping[str, Any], kind: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -85,10 +85,12 @@ class Pictures:
 
 def card(row: Row, verdict: str, label: str, detail: str, lines: Iterable[Line]) -> dict[str, Any]:
     """One example without its pictures. `label` says the verdict in words, `detail` adds a figure."""
-    meta = [row["question_type"], row["scene_id"], row["sample_id"], detail]
+    scene = "" if row["sample_id"].startswith(row["scene_id"]) else row["scene_id"]
+    meta = [row["question_type"], scene, row["sample_id"], detail]
     if row["flags"].get("truncated"):
         meta.append("cut off by the token limit")
     return {
+        "order": hashlib.sha256(row["sample_id"].encode()).hexdigest(),
         "task": row["task"],
         "type": row["question_type"],
         "verdict": verdict,
@@ -106,6 +108,11 @@ def answer_line(name: str, row: Row, verdict: str) -> Line:
     return Line(name, row["prediction"], f"{verdict} {'code' if row['task'] in ACTION_TASKS else ''}".strip())
 
 
+def control_line(name: str, row: Row, verdict: str, detail: str) -> Line:
+    """What was answered under a control; of an action only how good it was."""
+    return Line(name, detail if row["task"] in ACTION_TASKS else row["prediction"], verdict)
+
+
 def reference_lines(row: Row) -> list[Line]:
     """What was wanted: the answers, or the canonical action in the frame of the first view."""
     if row["task"] not in ACTION_TASKS:
@@ -121,6 +128,11 @@ def spread(count: int, limit: int) -> list[int]:
     return list(range(count)) if count <= limit else [i * count // limit for i in range(limit)]
 
 
-def gallery_data(cards: Sequence[dict[str, Any]], pictures: Pictures, total: int) -> dict[str, Any]:
-    """What the page's script reads."""
-    return json.loads(json.dumps({"examples": list(cards), "images": pictures.images, "total": total}))
+def gallery_data(cards: Iterable[dict[str, Any]], pictures: Pictures, total: int) -> dict[str, Any]:
+    """What the page's script reads: {examples, images, total}."""
+    return {"examples": list(cards), "images": pictures.images, "total": total}
+
+
+def shuffled(cards: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cards in an order that mixes scenes and tasks and is the same every time."""
+    return sorted(cards, key=lambda each: each["order"])

@@ -79,18 +79,20 @@
   };
 
   const card = (example) => {
-    const node = make("article", "card");
+    const node = make("article", example.plan ? "card wide" : "card");
+    const text = make("div", "text");
     const meta = make("p", "meta");
     meta.append(make("b", example.verdict, example.label));
-    for (const text of example.meta) meta.append(make("span", "", text));
-    node.append(meta);
-    if (example.situation) node.append(make("p", "situation", example.situation));
-    node.append(make("p", "question", example.question));
+    for (const words of example.meta) meta.append(make("span", "", words));
+    text.append(meta);
+    if (example.situation) text.append(make("p", "situation", example.situation));
+    text.append(make("p", "question", example.question));
     const list = make("dl");
-    for (const [name, text, className] of example.lines) {
-      list.append(make("dt", "", name), make("dd", className, text || "(nothing)"));
+    for (const [name, words, className] of example.lines) {
+      list.append(make("dt", "", name), make("dd", className, words || "(nothing)"));
     }
-    node.append(list);
+    text.append(list);
+    node.append(text);
     if (example.views.length) node.append(pictures(example));
     return node;
   };

@@ -64,16 +64,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "",
         body = "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in cells)
         css_class = ' class="ours"' if index == marked else ""
         lines.append(f'<tr{css_class}><th scope="row">{name}</th>{body}</tr>')
-    below = f"<caption>{caption}</caption>" if caption else ""
-    return (
-        f'<div class="scroll"><table>{below}<thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    )
+    below = f'<p class="caption">{caption}</p>' if caption else ""
+    grid = f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'<div><div class="scroll">{grid}</div>{below}</div>'
 
 
 def gallery(tasks: Sequence[str], types: Sequence[str], verdicts: Sequence[tuple[str, str]], note: str) -> str:
     """The gallery's filters and its empty shelf, which the script fills. `verdicts`: (value, label)."""
     buttons = "".join(
-        f'<button type="button" data-verdict="{escape(value)}" aria-pressed="false">{escape(label)} <span></span></button>'
+        f'<button type="button" data-verdict="{value}" aria-pressed="false">{escape(label)} <span></span></button>'
         for value, label in (("", "All"), *verdicts)
     )
     selects = _select("task", "All tasks", tasks) + _select("type", "All types", types)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from .charts import Group, Point, dot_plot
@@ -13,8 +14,10 @@ from .gallery import (
     Pictures,
     answer_line,
     card,
+    control_line,
     gallery_data,
     reference_lines,
+    shuffled,
     spread,
 )
 from .page import gallery, heading, page, section, table
@@ -41,7 +44,12 @@ CONDITION_TITLES = {
 }
 KEY_ANSWER_FIGURES = ("EM@1", "EM-R", "CIDEr")
 KEY_ACTION_FIGURES = ("iou_over_0.25", "label_accuracy", "center_error_median_m", "f1@0.25")
+KIND_FIGURES = ("label_accuracy", "iou_over_0.25", "iou_mean", "center_error_median_m", "f1@0.25")
 PROTOCOL_FIGURES = ("EM@1", "EM-R", "EM@10", "BLEU-1", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+BOXES_NOTE = (
+    ' Boxes: <span style="color:var(--truth)">true</span> and <span style="color:var(--predicted)">predicted'
+    "</span>; the line on a plan points out of the front; the blue wedge is the first camera."
+)
 
 
 def render_report(evaluation: Evaluation, gallery_size: int) -> str:
@@ -63,22 +71,27 @@ def format_p(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
 
 
+def short_name(name: str) -> str:
+    """A Hub id or relative path as it is, a long path by its last folder."""
+    parts = Path(name).parts
+    return name if len(parts) <= 2 else parts[-1]
+
+
 def _heading(evaluation: Evaluation) -> str:
     model, dataset = evaluation.model, evaluation.dataset
     count = len(evaluation.rows[evaluation.main])
-    lede = f"{count:,} answers on {dataset['name']}, split {dataset['split']}"
-    if evaluation.main != "predictions":
-        lede += f"; the model sees {describe_condition(evaluation.main)}"
+    lede = f"{count:,} answers on {short_name(dataset['name'])}, split {dataset['split']}"
     facts = [("Data", dataset["fingerprint"][:12])]
     if "parameters" in model:
+        lede += f"; the model sees {describe_condition(evaluation.main)}"
         facts = [
             ("Parameters", f"{model['parameters'] / 1e6:,.1f} M"),
             ("Precision", model["dtype"]),
-            ("Weights", model["fingerprint"][:19]),
+            ("Weights", model["fingerprint"][:12]),
             *facts,
             ("Views", str(evaluation.settings["predictions"]["num_views"])),
         ]
-    return heading("Evaluation", model["name"], f"{lede}.", facts)
+    return heading("Evaluation", short_name(model["name"]), f"{lede}.", facts)
 
 
 # ---------------------------------------------------------------------------------------------------------------- tasks
@@ -119,7 +132,8 @@ def _key_figures(task: str, evaluation: Evaluation) -> str:
         blocks.append(
             f'<div class="figure"><dt>{escape(figure.label)}</dt><dd><span class="value">{number}</span>'
             f'<span class="unit">{figure.unit}</span>'
-            f'<span class="interval">{f"95 % interval {interval}" if interval else ""}</span>{"".join(beside)}</dd></div>'
+            f'<span class="interval">{f"95 % interval {interval}" if interval else ""}</span>'
+            f'<span class="beside">{"".join(beside)}</span></dd></div>'
         )
     return f'<dl class="figures">{"".join(blocks)}</dl>'
 
@@ -128,10 +142,10 @@ def _beside(name: str, other: TaskScores, figure: Figure, paired: dict[str, Any]
     value = format_value(other.row["scores"].get(figure.metric), figure)
     tested = (paired or {}).get("metrics", {}).get(figure.metric)
     if figure.metric == "EM@1" and paired:
-        chance = f", {format_p(paired['right']['p'])}"
+        chance = f"{format_p(paired['right']['p'])}"
     else:
-        chance = f", {format_p(tested['p'])}" if tested else ""
-    return f'<span class="beside">{condition_title(name)} <b>{value}</b>{chance}</span>'
+        chance = f"{format_p(tested['p'])}" if tested else ""
+    return f"<span>{condition_title(name)}</span><b>{value}</b><span>{chance}</span>"
 
 
 def _verdicts(scores: TaskScores) -> str:
@@ -146,6 +160,8 @@ def _verdicts(scores: TaskScores) -> str:
 
 def _figure_table(by_condition: dict[str, TaskScores]) -> str:
     first = next(iter(by_condition.values()))
+    if len(figures_of(first)) == 1:  # it stands above already
+        return ""
     rows = [
         [escape(figure.label), *(_cell(scores.row, figure) for scores in by_condition.values())]
         for figure in figures_of(first)
@@ -203,15 +219,15 @@ def _by_kind(scores: TaskScores) -> str:
     }
     if "oracle_scale" in scores.result:
         rows["All, scaled right by an oracle"] = scores.result["oracle_scale"]
-    figures = [figure for figure in figures_of(scores) if figure.metric not in ("schema_validity",)]
+    figures = [figure for figure in figures_of(scores) if figure.metric in KIND_FIGURES]
     body = [
         [escape(name), f"{row['count']['all']:,}", *(_plain(row, figure) for figure in figures)]
         for name, row in rows.items()
     ]
     head = ["", "Asked", *(escape(figure.label) for figure in figures)]
     caption = (
-        "Thin: planes and whatever is thinner than 0.10 m; furniture: the rest; mixed: sets of both. The oracle multiplies "
-        "each predicted position and size by the one factor that fits best, which shows how much is lost to scale alone."
+        "Thin: planes and whatever is thinner than 0.10 m; furniture: the rest; mixed: sets of both. The oracle "
+        "multiplies each prediction by the one factor that fits best: what it gains was lost to scale alone."
     )
     return f"<div><h3>By kind of thing</h3>{table(head, body, caption)}</div>"
 
@@ -244,7 +260,11 @@ def _published(task: str, evaluation: Evaluation) -> str:
         return ""
     scores = evaluation.scores[task][evaluation.main]
     names = [name for name in ("EM@1", "CIDEr") if any(name in each.scores for each in systems)]
-    ours = [escape(evaluation.model["name"]), *(_number(scores.row["scores"].get(name)) for name in names), "this run"]
+    ours = [
+        escape(short_name(evaluation.model["name"])),
+        *(_number(scores.row["scores"].get(name)) for name in names),
+        "this run",
+    ]
     others = [
         [escape(each.system), *(_number(each.scores.get(name)) for name in names), escape(each.source)]
         for each in systems
@@ -261,24 +281,16 @@ def _number(value: float | None) -> str:
 
 
 def _examples(evaluation: Evaluation, gallery_size: int) -> tuple[dict[str, Any], str]:
-    pictures = Pictures(next(iter(evaluation.scenes.values()), None))
-    cards, types = [], set()
-    for task in evaluation.scores:
-        cards += _task_cards(task, evaluation, gallery_size, pictures)
-    types = sorted({each["type"] for each in cards})
+    pictures = Pictures(next(iter(evaluation.scenes.values())))
+    cards = [each for task in evaluation.scores for each in _task_cards(task, evaluation, gallery_size, pictures)]
     total = len(evaluation.rows[evaluation.main])
     shown = {each["verdict"] for each in cards}
-    note = (
-        "Every answer." if len(cards) == total else f"{len(cards):,} of {total:,} answers, evenly spaced, none picked."
-    )
-    if any("plan" in each for each in cards):
-        note += (
-            " Boxes: <span style='color:var(--truth)'>true</span>, "
-            "<span style='color:var(--predicted)'>predicted, dashed</span>; the line on a plan points out of the front; "
-            "the blue wedge is the first camera."
-        )
     verdicts = [pair for pair in VERDICT_LABELS if pair[0] in shown]
-    return gallery_data(cards, pictures, total), gallery(list(evaluation.scores), types, verdicts, note)
+    chosen = "Every answer" if len(cards) == total else f"{len(cards):,} of {total:,} answers, none picked by hand"
+    note = f"{chosen}, in mixed order." + (BOXES_NOTE if any("plan" in each for each in cards) else "")
+    types = sorted({each["type"] for each in cards})
+    shelf = gallery(list(evaluation.scores), types, verdicts, note)
+    return gallery_data(shuffled(cards), pictures, total), shelf
 
 
 def _task_cards(task: str, evaluation: Evaluation, limit: int, pictures: Pictures) -> Iterable[dict[str, Any]]:
@@ -288,11 +300,11 @@ def _task_cards(task: str, evaluation: Evaluation, limit: int, pictures: Picture
     for index in spread(len(rows[main]), limit):
         row, verdict = rows[main][index], scores[main].verdicts[index]
         lines = [answer_line("Answer", row, verdict), *reference_lines(row)]
-        lines += [
-            answer_line(condition_title(name), rows[name][index], scores[name].verdicts[index])
-            for name in rows
-            if name != main
-        ]
+        for name in evaluation.conditions[1:]:
+            other = scores[name]
+            lines.append(
+                control_line(condition_title(name), rows[name][index], other.verdicts[index], other.details[index])
+            )
         example = card(row, verdict, LABEL_OF_VERDICT[verdict], scores[main].details[index], lines)
         pictures.add(example, row)
         yield example
@@ -328,7 +340,5 @@ def _method(evaluation: Evaluation) -> str:
 
 def _footer(evaluation: Evaluation) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in evaluation.settings.get("versions", {}).items())
-    return (
-        f"<footer><p>All answers are in predictions.jsonl, all scores in metrics.json, all settings in run_config.yaml.</p>"
-        f"<p>{escape(versions)}</p></footer>"
-    )
+    files = "All answers are in predictions.jsonl, all scores in metrics.json, all settings in run_config.yaml."
+    return f"<footer><p>{files}</p><p>{escape(versions)}</p></footer>"
