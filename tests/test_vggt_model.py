@@ -87,6 +87,13 @@ def test_half_precision_stays_close(encoder, dtype, limit, autocast):
         assert 0 < relative_error(tokens, exact[layer]) < limit
 
 
+def test_stream_keeps_its_precision_in_bfloat16(encoder):
+    """Against exact arithmetic on the same rounded weights; a bfloat16 stream would err by over 6e-3."""
+    model = copy.deepcopy(encoder).bfloat16()
+    found, wanted = encode(model, fake_views()), encode(copy.deepcopy(model).float(), fake_views())
+    assert max(relative_error(found[layer], wanted[layer]) for layer in ALL_LAYERS) < 4.5e-3
+
+
 def test_rotary_angles_stay_exact_in_half_precision(encoder):
     """At column 37 a bfloat16 angle would be off by up to 0.06 rad, and q and k with it."""
     size, dim = 37, 16
