@@ -1,14 +1,21 @@
 """Build a dataset folder: two Arrow tables and a manifest (see schema.py).
 
     python -m datasets_scripts.build --source rooms --output data/rooms --scenes 200
+    python -m datasets_scripts.build --source scannet --scan-root raw/scannet \
+        --qa scanqa=raw/ScanQA --qa sqa3d=raw/SQA3D --output data/scannet
+    python -m datasets_scripts.build --source arkitscenes --scan-root raw/ARKitScenes --output data/arkitscenes
 
 The same options give the same bytes on the same machine, whatever --num-proc. The manifest is written last, so an
-interrupted build leaves a folder that no reader takes for a dataset; running the command again starts it afresh.
+interrupted build leaves a folder that no reader takes for a dataset; running the command again continues it.
+What was left out of real data, and why, is printed and stands in report.json.
 """
 
 import argparse
+import hashlib
+import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -23,9 +30,19 @@ import datasets
 import torch
 from tqdm import tqdm
 
+from datasets_scripts.capture import Skips, SourceError
 from datasets_scripts.rooms.source import RoomsSource
-from datasets_scripts.schema import SAMPLE_SPLITS, SCENE_SPLITS, Manifest, write_manifest
-from datasets_scripts.tables import Row, join_chunks, prepare_root, write_chunk
+from datasets_scripts.schema import SAMPLE_SPLITS, SCENE_SPLITS, Manifest, file_sha256, write_manifest
+from datasets_scripts.sources import CAPTURE_SOURCES, CaptureSource, add_capture_arguments, capture_source
+from datasets_scripts.tables import (
+    REPORT_NAME,
+    ChunkResult,
+    Row,
+    finished_chunk,
+    join_chunks,
+    prepare_root,
+    write_chunk,
+)
 
 
 class Chunk(Protocol):
@@ -51,52 +68,91 @@ class Source(Protocol):
         """Split the work into Chunks."""
 
     def rows(self, chunk: Any) -> Iterator[tuple[str, Row]]:
-        """Yield (table, row) pairs: "scenes/train", "samples/val" ...; a scene before its samples."""
+        """Yield (table, row) pairs: "scenes/train", "samples/val" ...; a scene before its samples.
+
+        A source that leaves things out yields ("report", {"skips": …, "source_files": …}) at last.
+        """
 
 
-SOURCES = {"rooms": RoomsSource}
+SOURCES = ("rooms", *CAPTURE_SOURCES)
+_NO_TABLES: frozenset[str] = frozenset()
 
 
 def build(source: Source, root: Path, *, num_proc: int, overwrite: bool = False, progress: bool = True) -> Manifest:
     """Build the dataset folder `root` from a source with `num_proc` worker processes and return its manifest.
 
-    Raises FileExistsError for a folder that may not be overwritten and RowError for a faulty row.
+    Raises FileExistsError for a folder that may not be overwritten, OSError where the disk is too full, RowError for a
+    faulty row and SourceError for raw data that cannot be used.
     """
-    partial = prepare_root(root, overwrite=overwrite)
-    counts = _run_chunks(source, partial, num_proc, progress)
+    is_capture = isinstance(source, CaptureSource)
+    chunks, skips = source.plan() if is_capture else (source.chunks(), Skips())
+    source_files = source.source_files()
+    partial = prepare_root(root, _plan_digest(source, chunks, source_files), overwrite=overwrite)
+    if is_capture:
+        check_disk(root, 2 * source.estimated_bytes(sum(chunk.num_scenes for chunk in chunks)))
+    results = _run_chunks(source, chunks, partial, num_proc, progress)
+    counts: dict[str, Counter[str]] = {}
+    for result in results:
+        for table, counter in result.counts.items():
+            counts.setdefault(table, Counter()).update(counter)
+        skips.merge(Skips.from_json(result.report.get("skips", {})))
+        source_files |= result.report.get("source_files", {})
+    if not any(table.startswith("samples/") for table in counts):
+        raise SourceError(f"no scene could be built: {json.dumps(skips.as_json(), indent=2)}")
     datasets.disable_progress_bars()
     join_chunks(root, partial, counts)
+    (root / REPORT_NAME).write_text(json.dumps({"skips": skips.as_json()}, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(partial)
     return write_manifest(
         root,
         counts=_counts_by_split(counts),
         options={source.name: source.options()},
-        source_files={source.name: source.source_files()},
+        source_files={source.name: dict(sorted(source_files.items()))},
     )
 
 
-def _run_chunks(source: Source, partial: Path, num_proc: int, progress: bool) -> dict[str, Counter[str]]:
-    """Write all chunk files in worker processes; return rows per table and source."""
-    chunks = source.chunks()
+def check_disk(root: Path, wanted: int) -> None:
+    """Raise OSError where the disk of `root` has fewer than `wanted` bytes free."""
+    free = shutil.disk_usage(root).free
+    if free < wanted:
+        raise OSError(
+            f"--output {root}: the build may take {wanted / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
+            "make room, or lower --num-views, --image-side or --max-scenes"
+        )
+
+
+def _plan_digest(source: Source, chunks: list[Any], source_files: dict[str, str]) -> str:
+    """A digest of everything that the chunk files depend on but the raw scenes themselves: this code, too."""
+    folder = Path(__file__).parent
+    code = {path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(folder.rglob("*.py"))}
+    text = f"{source!r} {chunks!r} {sorted(source_files.items())} {sorted(code.items())}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _run_chunks(source: Source, chunks: list[Any], partial: Path, num_proc: int, progress: bool) -> list[ChunkResult]:
+    """Write all chunk files that are not there yet in worker processes; return what each chunk holds."""
+    results = {number: finished_chunk(partial, number) for number in range(len(chunks))}
+    missing = [number for number, result in results.items() if result is None]
     context = multiprocessing.get_context("forkserver")  # torch's threads do not survive a fork of this process
-    context.set_forkserver_preload([__name__ if __name__ != "__main__" else "datasets_scripts.build"])
-    done = context.Value("q", 0)
-    totals: dict[str, Counter[str]] = {}
+    context.set_forkserver_preload(["datasets_scripts.rooms.source", "datasets_scripts.sources"])
+    done = context.Value("q", sum(chunks[n].num_scenes for n, result in results.items() if result is not None))
     total = sum(chunk.num_scenes for chunk in chunks)
     seconds = 0.2 if sys.stderr.isatty() else 5.0
-    bar = tqdm(total=total, unit="scene", desc=source.name, disable=not progress, mininterval=seconds)
-    pool = ProcessPoolExecutor(min(num_proc, len(chunks)), context, _start_worker, (done,))
+    bar = tqdm(
+        total=total, initial=done.value, unit="scene", desc=source.name, disable=not progress, mininterval=seconds
+    )
+    pool = ProcessPoolExecutor(min(num_proc, max(len(missing), 1)), context, _start_worker, (done,))
     try:
-        pending = {pool.submit(_work, source, chunk, partial, i) for i, chunk in enumerate(chunks)}
+        pending = {pool.submit(_work, source, chunks[number], partial, number): number for number in missing}
         while pending:
-            finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            finished, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in finished:
-                for table, counter in future.result().items():
-                    totals.setdefault(table, Counter()).update(counter)
+                results[pending.pop(future)] = future.result()
             bar.update(done.value - bar.n)
     finally:
         bar.close()
         pool.shutdown(cancel_futures=True)
-    return totals
+    return [results[number] for number in range(len(chunks))]
 
 
 _scenes_done: Any = None
@@ -112,15 +168,26 @@ def _start_worker(done: Any) -> None:
     threading.Thread(target=lambda: (wait_for_process([sentinel]), os._exit(1)), daemon=True).start()
 
 
-def _work(source: Source, chunk: Any, partial: Path, number: int) -> dict[str, Counter[str]]:
+def _work(source: Source, chunk: Any, partial: Path, number: int) -> ChunkResult:
+    scenes = 0
+
     def counted() -> Iterator[tuple[str, Row]]:
+        nonlocal scenes
         for table, row in source.rows(chunk):
             yield table, row
             if table.startswith("scenes/"):
-                with _scenes_done.get_lock():
-                    _scenes_done.value += 1
+                scenes += 1
+                _count_scenes(1)
 
-    return write_chunk(counted(), partial, number)
+    unlabelled = source.unlabelled if isinstance(source, CaptureSource) else _NO_TABLES
+    result = write_chunk(counted(), partial, number, unlabelled)
+    _count_scenes(chunk.num_scenes - scenes)  # those that were left out
+    return result
+
+
+def _count_scenes(count: int) -> None:
+    with _scenes_done.get_lock():
+        _scenes_done.value += count
 
 
 def _counts_by_split(counts: dict[str, Counter[str]]) -> dict[str, dict[str, dict[str, int]]]:
@@ -136,12 +203,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description="Build a dataset folder: scenes and samples as Arrow tables, and a manifest.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--source", choices=sorted(SOURCES), default="rooms", help="where scenes and samples come from")
+    parser.add_argument("--source", choices=SOURCES, default="rooms", help="where scenes and samples come from")
     parser.add_argument("--output", type=Path, required=True, help="folder to build, e.g. data/rooms")
     parser.add_argument("--num-proc", type=int, default=len(os.sched_getaffinity(0)), help="worker processes")
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset that --output holds")
-    for source in SOURCES.values():
-        source.add_arguments(parser)
+    RoomsSource.add_arguments(parser)
+    add_capture_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -151,17 +218,20 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.num_proc < 1:
             raise ValueError(f"--num-proc is {args.num_proc}, wanted at least 1")
-        source = SOURCES[args.source].from_arguments(args)
+        is_rooms = args.source == "rooms"
+        source = RoomsSource.from_arguments(args) if is_rooms else capture_source(args.source, args)
         manifest = build(source, args.output, num_proc=args.num_proc, overwrite=args.overwrite)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted: {args.output} is no dataset yet; run the command again", file=sys.stderr)
+        print(f"interrupted: {args.output} is no dataset yet; run the command again to go on", file=sys.stderr)
         return 130
     for table, splits in manifest.counts.items():
         numbers = ", ".join(f"{sum(sources.values())} {split}" for split, sources in splits.items())
         print(f"{table}: {numbers}")
+    for reason, found in json.loads((args.output / REPORT_NAME).read_text(encoding="utf-8"))["skips"].items():
+        print(f"left out: {reason}: {found['count']}, e.g. {found['examples'][0]}")
     print(f"wrote {args.output} (fingerprint {manifest.fingerprint[:12]})")
     return 0
 

@@ -10,7 +10,7 @@ import io
 import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,6 +67,14 @@ class Skips:
             self.skip(reason, examples[0], count)
             kept = self.examples[reason]
             kept.extend(examples[1 : 1 + EXAMPLES_KEPT - len(kept)])
+
+    @classmethod
+    def from_json(cls, report: dict[str, Any]) -> "Skips":
+        """The inverse of `as_json`."""
+        skips = cls()
+        skips.counts = {reason: found["count"] for reason, found in report.items()}
+        skips.examples = {reason: list(found["examples"]) for reason, found in report.items()}
+        return skips
 
     def as_json(self) -> dict[str, Any]:
         return {key: {"count": self.counts[key], "examples": self.examples[key]} for key in sorted(self.counts)}
@@ -158,6 +166,24 @@ def read_json(path: Path) -> Any:
         if isinstance(error, SourceError):
             raise
         raise SourceError(f"{path} is no JSON: {error}") from error
+
+
+def read_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """The records of a .jsonl file, or of a .json list, each with its place. Raises SourceError for what is no JSON."""
+    text = read_file(path).decode("utf-8", "replace")
+    if text.lstrip().startswith("["):
+        try:
+            listed = checked(json.loads(text), list, str(path))
+        except ValueError as error:
+            raise SourceError(f"{path} is no JSON: {error}") from error
+        yield from ((f"{path}[{index}]", record) for index, record in enumerate(listed))
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise SourceError(f"{path}, line {number} is no JSON: {error}") from error
 
 
 def key_of(record: Any, key: str, wanted: type[Json], where: str) -> Json:

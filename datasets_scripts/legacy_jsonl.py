@@ -6,7 +6,6 @@ repaired from the official file, where exactly one question of the image's scene
 geom_token is never used, and its ARKit actions state world coordinates without any camera: nothing could learn them.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from datasets_scripts.capture import (
     key_of,
     open_image,
     read_file,
+    read_records,
 )
 from datasets_scripts.scannet import room_of
 from datasets_scripts.scanqa import qa_row, text_of
@@ -63,24 +63,6 @@ class LegacyRow:
 
 
 Official = Mapping[tuple[str, str, str], list[Row]]  # (task, scene_id, question) -> rows of the official files
-
-
-def read_records(path: Path) -> Iterable[tuple[str, Any]]:
-    """The records of a .jsonl file, or of a .json list, each with its place. Raises SourceError for what is no JSON."""
-    text = read_file(path).decode("utf-8", "replace")
-    if text.lstrip().startswith("["):
-        try:
-            listed = checked(json.loads(text), list, str(path))
-        except ValueError as error:
-            raise SourceError(f"{path} is no JSON: {error}") from error
-        yield from ((f"{path}[{index}]", record) for index, record in enumerate(listed))
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise SourceError(f"{path}, line {number} is no JSON: {error}") from error
 
 
 def read_legacy(path: Path, skips: Skips) -> list[LegacyRow]:

@@ -17,7 +17,7 @@ import argparse
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ import numpy as np
 import shapely
 
 from datasets_scripts.boxes import Target, upright_target
-from datasets_scripts.capture import Float, Skips, SourceError, key_of, numbers, read_json
-from processing.action_vggt_qwen3 import action_anchors, action_box
+from datasets_scripts.capture import Float, Skips, SourceError, checked, key_of, numbers, read_json, read_records
+from processing.action_vggt_qwen3 import Action, ActionError, action_anchors, action_box, check_action
 
 SURFACES = ("walls", "doors", "windows", "openings", "floors")
 PLURALS = {"wall": "walls", "door": "doors", "window": "windows", "opening": "openings"}
@@ -264,14 +264,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="RoomPlan-style JSON")
     parser.add_argument("--scene", help="only the actions of this scene")
     options = parser.parse_args(arguments)
-    actions = []
-    for line in options.predictions.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        action = row["action"] if isinstance(row.get("action"), Mapping) else row
-        if isinstance(action.get("action"), str) and options.scene in (None, action.get("scene")):
-            actions.append(action)
-    write_roomplan(options.output, targets_of_actions(actions))
+    try:
+        actions = list(_decoded_actions(options.predictions, options.scene))
+        write_roomplan(options.output, targets_of_actions(actions))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
     print(f"{options.output}: {len(actions)} actions")
+
+
+def _decoded_actions(path: Path, scene: str | None) -> Iterator[Action]:
+    """The actions of a JSON-lines file; rows whose text was no action have null there and are left out."""
+    for where, record in read_records(path):
+        action = checked(record, dict, where)
+        if "action" in action and not isinstance(action["action"], str):
+            action = action["action"]
+        if action is not None and scene in (None, action.get("scene")):
+            try:
+                yield check_action(action)
+            except ActionError as error:
+                raise SourceError(f"{where}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Writing the tables of a dataset folder: chunk files from many processes, then one `save_to_disk` folder a split.
 
-Chunk files lie in `<root>/.partial` until every one is there. The bytes of the result depend on the rows and on how
-they were cut into chunks, never on which process wrote which chunk.
+Chunk files lie in `<root>/.partial` until every one is there, each chunk with a marker written after its files. The
+bytes of the result depend on the rows and on how they were cut into chunks, never on which process wrote which chunk,
+nor on how often the build was interrupted.
 """
 
 import hashlib
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ from datasets_scripts.schema import (
 )
 
 PARTIAL_NAME = ".partial"
+PLAN_NAME = "plan.json"
+REPORT_NAME = "report.json"
 _TABLES = ("scenes", "samples")
 _BATCH_ROWS = 32  # rows of one Arrow record batch
 _SHARD_BYTES = 256 * 2**20
@@ -33,11 +38,20 @@ _MIN_SHARDS = 4
 Row = Mapping[str, Any]
 
 
-def prepare_root(root: Path, *, overwrite: bool) -> Path:
+@dataclass(frozen=True)
+class ChunkResult:
+    """What a finished chunk holds: rows per table and source, and what its source reported."""
+
+    counts: dict[str, dict[str, int]]
+    report: dict[str, Any]
+
+
+def prepare_root(root: Path, plan: str, *, overwrite: bool) -> Path:
     """Make `root` ready for a build and return its folder for chunk files.
 
-    What an interrupted build left is cleared. Raises FileExistsError for a folder that holds something else, or a
-    finished dataset without `overwrite`.
+    Chunks that an interrupted build of the same `plan` (a digest of all that the rows depend on) finished are kept;
+    everything else it left is cleared. Raises FileExistsError for a folder that holds something else, or a finished
+    dataset without `overwrite`.
     """
     partial = root / PARTIAL_NAME
     if root.is_file():
@@ -45,30 +59,47 @@ def prepare_root(root: Path, *, overwrite: bool) -> Path:
     finished = (root / MANIFEST_NAME).is_file()
     if finished and not overwrite:
         raise FileExistsError(f"--output {root} already holds a dataset: name another folder, or add --overwrite")
-    if root.is_dir() and any(root.iterdir()) and not finished and not partial.is_dir():
+    names = {path.name for path in root.iterdir()} if root.is_dir() else set()
+    if not finished and not names <= {PARTIAL_NAME, REPORT_NAME, *_TABLES}:
         raise FileExistsError(f"--output {root} holds files that are no dataset: name an empty or new folder")
-    partial.mkdir(parents=True, exist_ok=True)  # first, so that from here on an interruption is recognised as one
-    (root / MANIFEST_NAME).unlink(missing_ok=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    for name in (MANIFEST_NAME, REPORT_NAME):
+        (root / name).unlink(missing_ok=True)
     for name in _TABLES:
         shutil.rmtree(root / name, ignore_errors=True)
+    plan_path = partial / PLAN_NAME
+    same = plan_path.is_file() and plan_path.read_text(encoding="utf-8") == plan
     for path in partial.iterdir():
-        path.unlink()
+        if path != plan_path and not (same and _marker(partial, _number_of(path)).is_file()):
+            path.unlink()
+    _write_whole(plan_path, plan)
     return partial
+
+
+def finished_chunk(partial: Path, number: int) -> ChunkResult | None:
+    """What an earlier run wrote for a chunk, None if it did not finish it."""
+    marker = _marker(partial, number)
+    return ChunkResult(**json.loads(marker.read_text(encoding="utf-8"))) if marker.is_file() else None
 
 
 def write_chunk(
     rows: Iterable[tuple[str, Row]], partial: Path, number: int, unlabelled: frozenset[str] = frozenset()
-) -> dict[str, Counter[str]]:
-    """Validate rows and write them to one Arrow file a table; return the number of rows per table and source.
+) -> ChunkResult:
+    """Validate rows and write them to one Arrow file a table, then the chunk's marker.
 
-    rows: (table, row), the table being "scenes/<split>" or "samples/<split>", a scene before its samples.
-    unlabelled: tables whose samples have no answers. Raises RowError for a faulty row.
+    rows: (table, row), the table being "scenes/<split>" or "samples/<split>", a scene before its samples; or once
+    ("report", what the source has to say). unlabelled: tables whose samples have no answers. Raises RowError for a
+    faulty row.
     """
     counts: dict[str, Counter[str]] = {}
+    report: dict[str, Any] = {}
     source_of: dict[str, str] = {}
     with ExitStack() as stack:
         writers: dict[str, ArrowWriter] = {}
         for table, row in rows:
+            if table == "report":
+                report = dict(row)
+                continue
             is_scene = table.startswith("scenes/")
             if is_scene:
                 validate_scene(row)
@@ -87,11 +118,13 @@ def write_chunk(
             ] += 1
         for writer in writers.values():
             writer.finalize()
-    return counts
+    result = ChunkResult({table: dict(counter) for table, counter in counts.items()}, report)
+    _write_whole(_marker(partial, number), json.dumps(asdict(result)))
+    return result
 
 
 def join_chunks(root: Path, partial: Path, tables: Iterable[str]) -> None:
-    """Turn the chunk files of every table into `<root>/<table>` and remove them."""
+    """Turn the chunk files of every table into `<root>/<table>`."""
     for table in sorted(tables):
         files = sorted(partial.glob(f"{table.replace('/', '-')}-*.arrow"))
         joined = concatenate_datasets([Dataset.from_file(str(path)) for path in files])
@@ -100,4 +133,19 @@ def join_chunks(root: Path, partial: Path, tables: Iterable[str]) -> None:
         dataset = Dataset(joined.data, info=joined.info, fingerprint=digest[:16])
         shards = max(_MIN_SHARDS, -(-sum(path.stat().st_size for path in files) // _SHARD_BYTES))
         dataset.save_to_disk(str(root / table), num_shards=min(shards, len(dataset)))
-    shutil.rmtree(partial)
+
+
+def _marker(partial: Path, number: int) -> Path:
+    return partial / f"chunk-{number:06d}.json"
+
+
+def _number_of(path: Path) -> int:
+    digits = path.stem.split("-")[-1]
+    return int(digits) if digits.isdigit() else -1
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file in one step: it is there with all its text or not at all."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
