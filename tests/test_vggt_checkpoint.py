@@ -22,11 +22,21 @@ from modeling_vggt_qwen3.convert_vggt_checkpoint import (
     main,
     read_official_config,
     rename,
+    write_safetensors,
 )
 from modeling_vggt_qwen3.modeling_vggt import VggtModel
 from modeling_vggt_qwen3.modeling_vggt_heads import VggtForReconstruction
 from tests.conftest import REPOSITORY
-from tests.vggt import CONFIG_JSON, WEIGHTS, convert_fixture, official_config, record, relative_error, wide_config
+from tests.vggt import (
+    CONFIG_JSON,
+    WEIGHTS,
+    convert_fixture,
+    official_config,
+    official_shapes,
+    record,
+    relative_error,
+    wide_config,
+)
 
 
 @pytest.fixture(scope="module")
@@ -243,36 +253,58 @@ def test_official_configurations_that_do_not_fit(tmp_path):
             read_official_config(path)
 
 
-MEASURE = """
+PEAK = """
 import re, sys
 from pathlib import Path
 import torch
-from modeling_vggt_qwen3.convert_vggt_checkpoint import convert
-from tests.vggt import wide_config
 
 def peak_bytes():  # of this program alone, where `ru_maxrss` remembers what the parent took
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
-
+"""
+CONVERT = f"""{PEAK}
+from modeling_vggt_qwen3.convert_vggt_checkpoint import convert
+from tests.vggt import VggtConfig, wide_config
 before = peak_bytes()
 convert(Path(sys.argv[1]), Path(sys.argv[2]), wide_config(), torch.bfloat16)
 print(peak_bytes() - before)
 """
+LOAD = f"""{PEAK}
+from modeling_vggt_qwen3.modeling_vggt_heads import VggtForReconstruction
+model = VggtForReconstruction.from_pretrained(sys.argv[1])
+with torch.no_grad():
+    outputs = model(torch.rand(1, 2, 3, 112, 168))
+assert all(outputs[name].isfinite().all() for name in ("pose_enc", "depth", "world_points"))
+print(peak_bytes())
+"""
+linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def peak_of(program: str, *arguments: object) -> int:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return int(subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+@linux
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_conversion_streams(official, tmp_path, suffix):
+def test_conversion_streams(tmp_path, suffix):
     """Beyond what the libraries take, the peak stays under 1.3 times the checkpoint, with a change of dtype at that."""
-    names = {rename(name): name for name in official}
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in VggtForReconstruction(wide_config()).state_dict().items()}
-    state = {names[name]: torch.zeros(shape) for name, shape in shapes.items()}
-    projection = "aggregator.patch_embed.patch_embed.proj.weight"
-    state[projection] = state[projection].unflatten(1, (3, 14, 14))
+    state = {name: torch.zeros(shape) for name, shape in official_shapes(wide_config()).items()}
     path = tmp_path / f"model{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     del state
-    command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert path.stat().st_size > 100e6
-    assert int(done.stdout) < 1.3 * path.stat().st_size
+    assert peak_of(CONVERT, path, tmp_path / "out") < 1.3 * path.stat().st_size
+
+
+@linux
+@pytest.mark.slow
+def test_full_size_converts_loads_and_runs(tmp_path):
+    """5 GB of random weights; the converter's whole peak stays under 1.3 times that, the model's under 24 GB."""
+    path, rng = tmp_path / "model.safetensors", torch.Generator().manual_seed(0)
+    shapes = official_shapes(VggtConfig())
+    assert len(shapes) == 1797 - 394 - 1
+    write_safetensors(path, shapes, torch.float32, lambda name: 0.02 * torch.randn(shapes[name], generator=rng))
+    convert_full = CONVERT.replace("wide_config()", "VggtConfig()").replace("torch.bfloat16", "torch.float32")
+    assert peak_of(convert_full, path, tmp_path / "out") < 1.3 * path.stat().st_size
+    path.unlink()
+    assert peak_of(LOAD, tmp_path / "out") < 24e9

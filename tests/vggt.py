@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import VggtConfig
-from modeling_vggt_qwen3.convert_vggt_checkpoint import config_from_official, convert
+from modeling_vggt_qwen3.convert_vggt_checkpoint import PATCH_PROJECTION, config_from_official, convert, rename
 from modeling_vggt_qwen3.modeling_vggt_heads import VggtForReconstruction
 
 FIXTURES = Path(__file__).parent / "fixtures" / "vggt"
@@ -33,6 +34,23 @@ def wide_config() -> VggtConfig:
     config = official_config()
     config.hidden_size = 384
     return config
+
+
+def official_shapes(config: VggtConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the official checkpoint of a model of these sizes, without track head and mask token."""
+    with torch.device("meta"):
+        state = VggtForReconstruction(config).state_dict()
+    official = {rename(name): name for name in record(WEIGHTS.stem)}
+    shapes = {}
+    for name, tensor in state.items():
+        block = re.search(r"blocks\.(\d+)", name)
+        source = official[re.sub(r"blocks\.\d+", "blocks.0", name)]
+        source = re.sub(r"(blocks|trunk)\.0", rf"\1.{block[1]}", source) if block else source
+        is_projection = source == PATCH_PROJECTION
+        shapes[source] = (
+            (len(tensor), 3, config.patch_size, config.patch_size) if is_projection else tuple(tensor.shape)
+        )
+    return shapes
 
 
 def convert_fixture(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
