@@ -1,0 +1,107 @@
+"""Proves that a staged folder will work for who has nothing else, or says all that is wrong with it.
+
+    python -m hub_upload.verify build/stage
+    python -m hub_upload.verify build/stage --transformers 5.17.0     also under this version, which pip fetches once
+
+Files: safetensors only, no training state, no secret, no path of this machine, a card with a licence, code that the
+library will find, the very bytes that were staged. Then a fresh interpreter loads them by every Auto class, in another
+folder, offline, from an emulated Hub cache, with the project unimportable, and gives the logits and answers that the
+staged model gave. Only then does push.py take the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .check_card import check_card
+from .check_code import check_code
+from .check_data import check_data
+from .check_files import check_configurations, check_names, check_texts
+from .check_weights import check_weights
+from .elsewhere import install_transformers, prove
+from .record import Staged, clear_verified, hash_files, read_staged, write_verified
+
+
+class NotPublishableError(ValueError):
+    """A folder that must not be published. The message lists every fault."""
+
+
+def verify(folder: Path, transformers_versions: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Verifies a staged folder and records it.
+
+    Args:
+        folder: what stage.py made.
+        transformers_versions: to prove it under, besides the installed one.
+
+    Returns:
+        The versions of the libraries that loaded it, one mapping a process.
+
+    Raises:
+        NotStagedError: it was not staged.
+        NotPublishableError: with every fault found.
+        RuntimeError: a version of transformers cannot be installed.
+    """
+    staged = read_staged(folder)
+    clear_verified(folder)
+    _raise_faults(folder, static_faults(folder, staged))
+    places = [None, *(install_transformers(version) for version in transformers_versions)]
+    results = [prove(folder, staged, packages) for packages in places]
+    _raise_faults(folder, [f"{_name(result)}{fault}" for result in results for fault in result["faults"]])
+    versions = [result["versions"] for result in results]
+    write_verified(folder, staged, versions)
+    return versions
+
+
+def static_faults(folder: Path, staged: Staged) -> list[str]:
+    """Everything that can be seen without loading anything."""
+    faults = changed_files(folder, staged) + check_names(folder, staged.repo_type) + check_texts(folder)
+    faults += check_card(folder, staged.repo_type)
+    if staged.repo_type == "dataset":
+        return faults + check_data(folder)
+    faults += check_configurations(folder) + check_weights(folder)
+    return faults + check_code(folder, staged.facts["auto_map"])
+
+
+def changed_files(folder: Path, staged: Staged) -> list[str]:
+    """How the folder differs from what was staged."""
+    found = hash_files(folder)
+    faults = [f"{name} was staged and is missing now" for name in sorted(set(staged.files) - set(found))]
+    faults += [f"{name} was not staged" for name in sorted(set(found) - set(staged.files))]
+    both = sorted(set(found) & set(staged.files))
+    return faults + [f"{name} is not what was staged" for name in both if found[name] != staged.files[name]]
+
+
+def _raise_faults(folder: Path, faults: list[str]) -> None:
+    if faults:
+        lines = "\n".join(f"  - {fault}" for fault in dict.fromkeys(faults))
+        raise NotPublishableError(f"{folder} must not be published:\n{lines}")
+
+
+def _name(result: dict[str, Any]) -> str:
+    version = result["versions"].get("transformers")
+    return f"transformers {version}: " if version else ""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Verifies the folder of the command line and prints where it was proved."""
+    parser = argparse.ArgumentParser(prog="python -m hub_upload.verify", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="what hub_upload.stage made")
+    parser.add_argument(
+        "--transformers", nargs="+", default=[], metavar="VERSION", help="prove it under these as well, by pip"
+    )
+    options = parser.parse_args(argv)
+    versions = verify(options.folder, options.transformers)
+    for each in versions:
+        print("loads under " + ", ".join(f"{name} {version}" for name, version in each.items()))
+    print(f"next: python -m hub_upload.push {options.folder}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
