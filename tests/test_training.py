@@ -19,6 +19,7 @@ from tests.conftest import REPOSITORY
 from tests.fake import small_config
 from training.arguments import CONFIGS, known_keys, parse_arguments, read_yaml
 from training.checkpoints import find_checkpoint
+from training.collator import SceneCollator
 from training.data import SceneDataset
 from training.freezing import part_of, set_trainable
 from training.trainer import SceneTrainer
@@ -97,6 +98,34 @@ def test_what_is_trainable_moves_and_the_rest_stays(small_json, rooms, tmp_path,
     for name, parameter in trainer.model.named_parameters():
         moved = not torch.equal(parameter, before[name])
         assert moved == (part_of(name) not in frozen), f"{name} {'moved' if moved else 'stayed'}"
+
+
+def test_eight_rooms_are_learned_by_heart(rooms, tmp_path):
+    """Every question about the training rooms is answered exactly: images, text and loss belong together."""
+    config = tmp_path / "model.json"
+    fields = json.loads((CONFIGS / "models" / "tiny.json").read_text())
+    fields["text_config"] |= {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3}
+    fields["text_config"] |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24}
+    fields["vision_config"] = small_config().vision_config.to_dict()
+    fields["perceiver_config"] |= {"hidden_size": 64, "num_latents": 16, "feature_layers": [-1, 0, 1]}
+    config.write_text(json.dumps(fields))
+    argv = settings(
+        str(config), rooms, tmp_path, tasks=["rooms_qa"], num_views=8, samples_per_scene=16, max_steps=500,
+        per_device_train_batch_size=64, learning_rate=3e-3, adam_beta2=0.99, logging_steps=100, save_strategy="no",
+        geometry_dropout=0, depth_dropout=0,
+    )  # fmt: skip
+    trainer = build_trainer(argv)
+    trainer.train()
+    model, dataset = trainer.model.eval(), trainer.train_dataset
+    collator = SceneCollator(trainer.processing_class, model.config.task_names, with_answers=False)
+    wrong = []
+    for draw in dataset.fixed_draws(64):
+        example = dataset[draw]
+        batch = collator([example])
+        tokens = model.generate(**batch, max_new_tokens=16, do_sample=False)[:, batch["input_ids"].shape[1] :]
+        answers = trainer.processing_class.batch_decode(tokens, skip_special_tokens=True)
+        wrong += [(s["question"], a) for s, a in zip(example.samples, answers) if a not in s["answers"]]
+    assert not wrong
 
 
 def test_bottom_layers_stay_frozen(small_json, rooms, tmp_path):
