@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from accelerate import PartialState
+
 from datasets_scripts.photos import parse_gravity
 from datasets_scripts.schema import SAMPLE_SPLITS
 from training.arguments import SceneTrainingArguments
@@ -35,8 +37,14 @@ def parse(argv: list[str]) -> Settings:
     if argv[:1] == ["score"]:
         return _score(argv[1:])
     parser = _main_parser()
-    options = parser.parse_args(argv)
+    options = parser.parse_args(_keep_signs(argv))
     return _question(options, parser) if options.images else _evaluation(options, parser)
+
+
+def _keep_signs(argv: list[str]) -> list[str]:
+    """Joins --gravity to its value, which may begin with a minus that argparse would take for an option."""
+    words = iter(argv)
+    return [f"{word}={next(words, '')}" if word == "--gravity" else word for word in words]
 
 
 def _main_parser() -> argparse.ArgumentParser:
@@ -106,7 +114,7 @@ def _evaluation(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
     misplaced = [name for name in ("question", "situation", "cameras", "gravity", "scale") if getattr(options, name)]
     if misplaced or options.action:
         parser.error(f"--{(misplaced or ['action'])[0]} goes with --images")
-    dataset = options.dataset or embedded_dataset()
+    dataset = _dataset(options)
     return EvalSettings(
         model=options.model,
         dataset=dataset,
@@ -131,6 +139,11 @@ def _evaluation(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
         ),
         scoring=_scoring(options),
     )
+
+
+def _dataset(options: argparse.Namespace) -> str:
+    with PartialState().main_process_first():
+        return options.dataset or embedded_dataset()
 
 
 def _default_output(options: argparse.Namespace, dataset: str) -> Path:
@@ -175,7 +188,7 @@ def _score(argv: list[str]) -> ScoreSettings:
     options = parser.parse_args(argv)
     return ScoreSettings(
         predictions=options.predictions,
-        dataset=options.dataset or embedded_dataset(),
+        dataset=_dataset(options),
         split=options.split,
         tasks=_names(options.task),
         output=options.output or RESULTS / f"score-{options.predictions.stem}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from accelerate import PartialState
 
 from datasets_scripts.photos import PhotoScene, read_photos
+from processing.processing_vggt_qwen3 import METRES_UNKNOWN
 
 from .checkpoint import Checkpoint, load_checkpoint
 from .predict import Generation, generate
@@ -85,21 +87,23 @@ def answer(checkpoint: Checkpoint, scene: PhotoScene, settings: QuestionSettings
     (text,), (truncated,) = generate(checkpoint, dict(inputs), settings.generation, settings.task)
     if not settings.action:
         return Reply(text, truncated, scene=scene)
+    if scene.world_from_cam is None:
+        return Reply(text, truncated, None, METRES_UNKNOWN, scene)
     (decoded,) = processor.decode_actions([text], inputs["world_from_ref"])
     return Reply(text, truncated, decoded["action"], decoded["error"], scene)
 
 
 def print_reply(reply: Reply, settings: QuestionSettings) -> None:
-    """The answer, or the action as JSON, and what there is to know about it."""
-    notes = [f"note: {note}" for note in reply.scene.notes]
+    """Prints the answer, or the action as JSON; on standard error what there is to know about it."""
+    notes = list(reply.scene.notes)
     if reply.truncated:
-        notes.append("note: the answer was cut off by the token limit")
+        notes.append("the answer was cut off by the token limit")
     if not settings.action:
-        print("\n".join([reply.text, *notes]))
-        return
-    if reply.action is None:
-        print(json.dumps({"action": None, "error": reply.error, "text": reply.text}, ensure_ascii=False, indent=2))
+        print(reply.text)
+    elif reply.action is None:
+        print(json.dumps({"action": None, "error": reply.error, "text": reply.text}, ensure_ascii=False))
     else:
         print(json.dumps(reply.action, ensure_ascii=False))
-        notes.append("note: metres; the frame of the cameras, turned so that Z points up")
-    print("\n".join(notes), end="\n" if notes else "")
+        notes.append("metres, in the frame of the cameras turned so that Z points up")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
