@@ -15,7 +15,7 @@ from datasets_scripts.rooms.questions import MIN_VISIBLE, candidates, question_r
 from datasets_scripts.rooms.room import generate_room, room_rng
 from datasets_scripts.schema import QUESTION_TYPES, question_type, validate_sample
 
-SEED, NUM_TRAIN, NUM_HELDOUT, SIZE = 11, 110, 50, 112
+SEED, NUM_TRAIN, NUM_HELDOUT, SIZE = 11, 90, 40, 112
 LABELS = {named(label): label for label in CATALOGUE} | {plural(label): label for label in CATALOGUE}
 
 
