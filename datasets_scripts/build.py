@@ -11,6 +11,7 @@ What was left out of real data, and why, is printed and stands in report.json.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -20,7 +21,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing.connection import wait as wait_for_process
 from pathlib import Path
@@ -130,29 +131,47 @@ def _plan_digest(source: Source, chunks: list[Any], source_files: dict[str, str]
 
 
 def _run_chunks(source: Source, chunks: list[Any], partial: Path, num_proc: int, progress: bool) -> list[ChunkResult]:
-    """Write all chunk files that are not there yet in worker processes; return what each chunk holds."""
+    """Write all chunk files that are not there yet; return what each chunk holds."""
     results = {number: finished_chunk(partial, number) for number in range(len(chunks))}
-    missing = [number for number, result in results.items() if result is None]
+    missing = {number: chunks[number] for number, result in results.items() if result is None}
+    total = sum(chunk.num_scenes for chunk in chunks)
+    already = total - sum(chunk.num_scenes for chunk in missing.values())
+    seconds = 0.2 if sys.stderr.isatty() else 5.0
+    with tqdm(
+        total=total, initial=already, unit="scene", desc=source.name, disable=not progress, mininterval=seconds
+    ) as bar:
+        run = _run_here if num_proc == 1 else functools.partial(_run_in_pool, num_proc=num_proc)
+        results |= run(source, missing, partial, bar)
+    return [results[number] for number in range(len(chunks))]
+
+
+def _run_here(source: Source, missing: dict[int, Any], partial: Path, bar: tqdm) -> dict[int, ChunkResult]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {number: _work(source, chunk, partial, number, bar.update) for number, chunk in missing.items()}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_in_pool(
+    source: Source, missing: dict[int, Any], partial: Path, bar: tqdm, num_proc: int
+) -> dict[int, ChunkResult]:
     context = multiprocessing.get_context("forkserver")  # torch's threads do not survive a fork of this process
     context.set_forkserver_preload(["datasets_scripts.rooms.source", "datasets_scripts.sources"])
-    done = context.Value("q", sum(chunks[n].num_scenes for n, result in results.items() if result is not None))
-    total = sum(chunk.num_scenes for chunk in chunks)
-    seconds = 0.2 if sys.stderr.isatty() else 5.0
-    bar = tqdm(
-        total=total, initial=done.value, unit="scene", desc=source.name, disable=not progress, mininterval=seconds
-    )
+    done = context.Value("q", bar.n)
+    results = {}
     pool = ProcessPoolExecutor(min(num_proc, max(len(missing), 1)), context, _start_worker, (done,))
     try:
-        pending = {pool.submit(_work, source, chunks[number], partial, number): number for number in missing}
-        while pending:
-            finished, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+        futures = {pool.submit(_work, source, chunk, partial, number): number for number, chunk in missing.items()}
+        while futures:
+            finished, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in finished:
-                results[pending.pop(future)] = future.result()
+                results[futures.pop(future)] = future.result()
             bar.update(done.value - bar.n)
     finally:
-        bar.close()
         pool.shutdown(cancel_futures=True)
-    return [results[number] for number in range(len(chunks))]
+    return results
 
 
 _scenes_done: Any = None
@@ -168,7 +187,15 @@ def _start_worker(done: Any) -> None:
     threading.Thread(target=lambda: (wait_for_process([sentinel]), os._exit(1)), daemon=True).start()
 
 
-def _work(source: Source, chunk: Any, partial: Path, number: int) -> ChunkResult:
+def _count_in_pool(scenes: int) -> None:
+    with _scenes_done.get_lock():
+        _scenes_done.value += scenes
+
+
+def _work(
+    source: Source, chunk: Any, partial: Path, number: int, count: Callable[[int], Any] = _count_in_pool
+) -> ChunkResult:
+    """Write one chunk; `count` is told of scenes as they are done, those that were left out last."""
     scenes = 0
 
     def counted() -> Iterator[tuple[str, Row]]:
@@ -177,17 +204,12 @@ def _work(source: Source, chunk: Any, partial: Path, number: int) -> ChunkResult
             yield table, row
             if table.startswith("scenes/"):
                 scenes += 1
-                _count_scenes(1)
+                count(1)
 
     unlabelled = source.unlabelled if isinstance(source, CaptureSource) else _NO_TABLES
     result = write_chunk(counted(), partial, number, unlabelled)
-    _count_scenes(chunk.num_scenes - scenes)  # those that were left out
+    count(chunk.num_scenes - scenes)
     return result
-
-
-def _count_scenes(count: int) -> None:
-    with _scenes_done.get_lock():
-        _scenes_done.value += count
 
 
 def _counts_by_split(counts: dict[str, Counter[str]]) -> dict[str, dict[str, dict[str, int]]]:

@@ -1,10 +1,12 @@
 """Draw one scene of a dataset folder: its photographs with the target boxes, a plan from above, its questions.
 
-python -m datasets_scripts.show --dataset data/rooms --scene room-train-0-000000 --output sheet.png
+python -m datasets_scripts.show --dataset data/rooms --scene room-train-0-000000 --output sheet.png --glb room.glb
+python -m datasets_scripts.show --roomplan room.json --output plan.png
 """
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from datasets import Dataset, load_from_disk
 from PIL import Image, ImageDraw, ImageFont
 
 from datasets_scripts.boxes import EDGES, box_corners, footprint
+from datasets_scripts.capture import Skips
+from datasets_scripts.glb import write_glb
+from datasets_scripts.roomplan import read_roomplan
 from datasets_scripts.schema import SAMPLE_SPLITS, SCENE_SPLITS, read_manifest
 from processing.geometry_vggt_qwen3 import invert_rigid, transform_points
 
@@ -58,11 +63,30 @@ def _samples_of(root: Path, scene_id: str) -> list[dict[str, Any]]:
     return found
 
 
-def contact_sheet(scene: dict[str, Any], samples: Sequence[dict[str, Any]]) -> Image.Image:
-    """Return the picture of a scene; boxes are those of its actions, or of its questions if it has none."""
+def load_roomplan(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return a RoomPlan export as a scene without views, and its items as the targets of one sample.
+
+    Raises SourceError for a file that is no such export.
+    """
+    targets = read_roomplan(path, Skips(strict=True)).targets()
+    cameras = {key: None for key in ("intrinsics", "depth", "world_from_source")}
+    scene = {"scene_id": path.stem, "frame_ids": [], "images": [], "world_from_cam": [], **cameras}
+    counts = Counter(target["label"] for target in targets)
+    listed = ", ".join(f"{count} {label}" for label, count in sorted(counts.items()))
+    sample = {"action": None, "answers": [listed], "situation": None, "question": path.name, "targets": targets}
+    return scene, [sample]
+
+
+def shown_targets(samples: Sequence[dict[str, Any]]) -> tuple[list[Target], list[tuple[int, ...]]]:
+    """Return every box of the actions once, or of the questions if there are none, and the colour of each."""
     acting = [sample for sample in samples if sample["action"]] or samples
     targets = list({str(t["center"]): t for sample in acting for t in sample["targets"]}.values())
-    colors = [_PALETTE[i % len(_PALETTE)] for i in range(len(targets))]
+    return targets, [_PALETTE[i % len(_PALETTE)] for i in range(len(targets))]
+
+
+def contact_sheet(scene: dict[str, Any], samples: Sequence[dict[str, Any]]) -> Image.Image:
+    """Return the picture of a scene; boxes are those of its actions, or of its questions if it has none."""
+    targets, colors = shown_targets(samples)
     views = [_view(scene, index, targets, colors) for index in range(len(scene["frame_ids"]))]
     rows = -(-len(views) // _COLUMNS)
     top = rows * _TILE
@@ -111,8 +135,8 @@ def _in_front(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
 
 def _plan(scene: dict[str, Any], targets: list[Target], colors: list[tuple[int, ...]]) -> Image.Image:
     """Draw the scene from above: what the depth images saw below the ceiling, the targets, the cameras."""
-    cameras = np.array(scene["world_from_cam"])
-    points, shades = _seen_points(scene, cameras)
+    cameras = np.array(scene["world_from_cam"]).reshape(-1, 4, 4)
+    points, shades = seen_points(scene, cameras)
     outlines = [np.array(footprint(target)) for target in targets]
     straight = [target for target in targets if target["kind"] == "plane"] or targets  # along the walls
     axis = np.array(straight[0]["axes"])[0] if straight else np.array([1.0, 0.0, 0.0])
@@ -145,7 +169,7 @@ def _plan(scene: dict[str, Any], targets: list[Target], colors: list[tuple[int, 
     return plan
 
 
-def _seen_points(scene: dict[str, Any], cameras: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def seen_points(scene: dict[str, Any], cameras: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return world points [N, 3] of all depth images up to a little above the cameras, and their colours [N, 3]."""
     if scene["depth"] is None:
         return np.zeros((0, 3)), np.zeros((0, 3), dtype=np.uint8)
@@ -192,16 +216,27 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+def _write_glb(path: Path, scene: dict[str, Any], samples: Sequence[dict[str, Any]]) -> None:
+    if scene["world_from_cam"] is None:
+        raise ValueError(f"scene {scene['scene_id']} has no cameras: nothing can be placed in space")
+    points, shades = seen_points(scene, np.array(scene["world_from_cam"]).reshape(-1, 4, 4))
+    write_glb(path, points, shades, scene, *shown_targets(samples))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Write the picture that the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(description="Draw one scene: views with target boxes, plan, questions.")
     parser.add_argument("--dataset", type=Path, default=Path("data/rooms"), help="dataset folder")
     parser.add_argument("--scene", help="scene_id; the first scene if left out")
+    parser.add_argument("--roomplan", type=Path, help="a RoomPlan export to draw instead")
     parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="PNG to write")
+    parser.add_argument("--glb", type=Path, help="GLB of points, cameras and boxes to write, too")
     args = parser.parse_args(arguments)
     try:
-        scene, samples = load_scene(args.dataset, args.scene)
+        scene, samples = load_roomplan(args.roomplan) if args.roomplan else load_scene(args.dataset, args.scene)
         contact_sheet(scene, samples).save(args.output)
+        if args.glb:
+            _write_glb(args.glb, scene, samples)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
