@@ -14,7 +14,8 @@ import pickle
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -282,8 +283,7 @@ def convert(checkpoint: Path, output: Path, config: VggtConfig, dtype: torch.dty
         FileExistsError: `output` holds something.
         ValueError: for a checkpoint that is not of these sizes, or is damaged.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not an empty folder; name another, or remove it")
+    refuse_existing(output)
     official = OfficialCheckpoint(checkpoint)
     with torch.device("meta"):
         model = VggtForReconstruction(config)
@@ -295,15 +295,34 @@ def convert(checkpoint: Path, output: Path, config: VggtConfig, dtype: torch.dty
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {error}") from error
 
+    with all_or_nothing(output) as folder:
+        model.config.architectures, model.config.dtype = [VggtForReconstruction.__name__], dtype
+        model.config.save_pretrained(folder)
+        write_safetensors(folder / "model.safetensors", shapes, dtype, lambda name: official.read(sources[name]))
+    counts = {label: sum(bool(re.fullmatch(p, name)) for name in official.shapes) for label, p in IGNORED.items()}
+    return {"converted": len(sources), **counts}
+
+
+def refuse_existing(output: Path) -> None:
+    """Raises FileExistsError unless `output` can be made without taking anything away."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} exists and is not an empty folder; name another, or remove it")
+
+
+@contextmanager
+def all_or_nothing(output: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `output` at the end of the block, or vanishes when the block fails.
+
+    Raises:
+        FileExistsError: see `refuse_existing`.
+    """
+    refuse_existing(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         unfinished = Path(scratch) / output.name
-        model.config.architectures, model.config.dtype = [VggtForReconstruction.__name__], dtype
-        model.config.save_pretrained(unfinished)
-        write_safetensors(unfinished / "model.safetensors", shapes, dtype, lambda name: official.read(sources[name]))
+        unfinished.mkdir()
+        yield unfinished
         unfinished.replace(output)
-    counts = {label: sum(bool(re.fullmatch(p, name)) for name in official.shapes) for label, p in IGNORED.items()}
-    return {"converted": len(sources), **counts}
 
 
 def _shorten(names: Iterable[str]) -> str:

@@ -1,0 +1,120 @@
+"""A converted encoder and a Qwen3 checkpoint become one model that loads by the Auto classes and keeps both parts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3ForCausalLM
+
+from hub_upload.assemble_checkpoint import assemble, main
+from modeling_vggt_qwen3.configuration_vggt_qwen3 import PerceiverConfig
+from modeling_vggt_qwen3.modeling_vggt import VggtModel
+from tests.conftest import REPOSITORY
+from tests.qwen import write_small_qwen3
+from tests.vggt import convert_fixture
+
+PERCEIVER = {"hidden_size": 32, "num_latents": 4, "num_hidden_layers": 1, "num_attention_heads": 4}
+PERCEIVER["feature_layers"] = [-1, 0, 4]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("parts")
+    write_small_qwen3(folder / "qwen3")
+    return str(convert_fixture(folder)), str(folder / "qwen3")
+
+
+@pytest.fixture(scope="module")
+def assembled(parts, tmp_path_factory) -> Path:
+    """By the command, in half precision, in several files."""
+    folder = tmp_path_factory.mktemp("assembled")
+    (folder / "perceiver.json").write_text(json.dumps(PERCEIVER))
+    command = [sys.executable, "-m", "hub_upload.assemble_checkpoint", "--vggt", parts[0], "--qwen3", parts[1]]
+    command += ["--perceiver", str(folder / "perceiver.json"), "--output", str(folder / "model")]
+    command += ["--max-shard-size", "3MB", "--image-size", "42"]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    return folder / "model"
+
+
+def test_loads_by_auto_classes_and_answers(assembled):
+    assert len(list(assembled.glob("model-*.safetensors"))) > 1
+    assert (assembled / "modeling_vggt_qwen3.py").is_file()
+    model = AutoModelForImageTextToText.from_pretrained(assembled, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(assembled, trust_remote_code=True)
+    assert model.dtype == torch.bfloat16
+    assert model.config.perceiver_config.num_latents == 4
+    ids = (model.config.vision_start_token_id, model.config.vision_end_token_id, model.config.image_token_id)
+    assert ids == (151652, 151653, 151655)
+
+    views = list(np.random.default_rng(0).integers(0, 256, (3, 60, 80, 3), dtype=np.uint8))
+    prompt = processor.apply_chat_template(
+        processor.conversation("What is on the table?", num_views=3), tokenize=False, add_generation_prompt=True
+    )
+    inputs = processor(images=views, text=[prompt])
+    assert inputs["pixel_values"].shape[-2:] == (42, 42)
+    assert (inputs["input_ids"] == 151655).sum() == 4
+    tokens = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert tokens.shape[1] == inputs["input_ids"].shape[1] + 4
+    assert not set(tokens[0, -4:].tolist()) & {151652, 151653, 151655}
+
+
+def test_both_parts_keep_their_numbers(parts, tmp_path):
+    model = assemble(*parts, tmp_path / "out", perceiver=PerceiverConfig(**PERCEIVER), dtype=torch.float32)
+    loaded = type(model).from_pretrained(tmp_path / "out")
+    token_ids = torch.tensor([[9707, 1879, 151644, 872, 198]])
+    pixels = torch.rand(1, 2, 3, 42, 56)
+    with torch.no_grad():
+        for whole in (model, loaded):
+            text = Qwen3ForCausalLM.from_pretrained(parts[1])(token_ids).logits
+            assert torch.equal(whole(input_ids=token_ids).logits, text)
+            tokens = VggtModel.from_pretrained(parts[0])(pixels).last_hidden_state
+            assert torch.equal(whole.model.vision_model(pixels).last_hidden_state, tokens)
+
+
+def test_fresh_parts_depend_on_the_seed_alone(parts, tmp_path):
+    resamplers = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        model = assemble(*parts, tmp_path / name, perceiver=PerceiverConfig(**PERCEIVER), seed=seed)
+        resamplers.append(model.model.resampler)
+        fresh = [*model.model.resampler.parameters(), *model.model.geometry_tokens.parameters()]
+        assert all(parameter.isfinite().all() for parameter in fresh)
+    assert 0.015 < resamplers[0].layers[0].fc1.weight.float().std() < 0.025
+    assert torch.all(resamplers[0].output_norm.weight == 1)
+    first, second, third = (resampler.latents for resampler in resamplers)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_refuses_parts_that_do_not_fit(parts, tmp_path):
+    vggt, qwen3 = parts
+    with pytest.raises(ValueError, match=r"holds a model of type 'qwen3', wanted 'vggt'"):
+        assemble(qwen3, qwen3, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"holds a model of type 'vggt', wanted 'qwen3'"):
+        assemble(vggt, vggt, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"feature_layers names \[11, 17, 23\], but the encoder has layers 0 to 4"):
+        assemble(vggt, qwen3, tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"^error: "):
+        main(["--vggt", str(tmp_path / "nowhere"), "--qwen3", qwen3, "--output", str(tmp_path / "out")])
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(FileExistsError, match="exists and is not an empty folder"):
+        assemble(vggt, qwen3, tmp_path / "out")
+
+
+def test_refuses_an_incomplete_text_model(parts, tmp_path):
+    shutil.copytree(parts[1], tmp_path / "qwen3")
+    state = load_file(tmp_path / "qwen3" / "model.safetensors")
+    del state["model.norm.weight"]
+    save_file(state, tmp_path / "qwen3" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 missing: model\.norm\.weight"):
+        assemble(parts[0], str(tmp_path / "qwen3"), tmp_path / "out", perceiver=PerceiverConfig(**PERCEIVER))
+    assert not (tmp_path / "out").exists()
