@@ -31,7 +31,7 @@ def prove(folder: Path, staged: Staged, packages: Path | None = None, timeout_s:
         timeout_s: after which the process is ended.
 
     Returns:
-        {"faults": what is wrong, in words; "versions": of the libraries that ran}.
+        What the probe says: {"faults": what is wrong, in words; "versions": of the libraries that ran, …}.
     """
     with tempfile.TemporaryDirectory(prefix="stranger-") as place:
         home = Path(place)

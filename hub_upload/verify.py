@@ -30,7 +30,7 @@ class NotPublishableError(ValueError):
     """A folder that must not be published. The message lists every fault."""
 
 
-def verify(folder: Path, transformers_versions: Sequence[str] = ()) -> list[dict[str, str]]:
+def verify(folder: Path, transformers_versions: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Verifies a staged folder and records it.
 
     Args:
@@ -38,7 +38,8 @@ def verify(folder: Path, transformers_versions: Sequence[str] = ()) -> list[dict
         transformers_versions: to prove it under, besides the installed one.
 
     Returns:
-        The versions of the libraries that loaded it, one mapping a process.
+        One mapping a process: {"versions": of the libraries that loaded it, "not_proved": Auto classes that this
+        version does not offer without further packages}.
 
     Raises:
         NotStagedError: it was not staged.
@@ -51,9 +52,8 @@ def verify(folder: Path, transformers_versions: Sequence[str] = ()) -> list[dict
     places = [None, *(install_transformers(version) for version in transformers_versions)]
     results = [prove(folder, staged, packages) for packages in places]
     _raise_faults(folder, [f"{_name(result)}{fault}" for result in results for fault in result["faults"]])
-    versions = [result["versions"] for result in results]
-    write_verified(folder, staged, versions)
-    return versions
+    write_verified(folder, staged, [result["versions"] for result in results])
+    return results
 
 
 def static_faults(folder: Path, staged: Staged) -> list[str]:
@@ -94,9 +94,10 @@ def main(argv: list[str] | None = None) -> None:
         "--transformers", nargs="+", default=[], metavar="VERSION", help="prove it under these as well, by pip"
     )
     options = parser.parse_args(argv)
-    versions = verify(options.folder, options.transformers)
-    for each in versions:
-        print("loads under " + ", ".join(f"{name} {version}" for name, version in each.items()))
+    for result in verify(options.folder, options.transformers):
+        print("loads under " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()))
+        for auto_class in result.get("not_proved", []):
+            print(f"  {auto_class} is not on offer there without further packages: not proved")
     print(f"next: python -m hub_upload.push {options.folder}")
 
 
