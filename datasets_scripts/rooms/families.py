@@ -308,8 +308,9 @@ def _can_sit(facts: Facts, situation: Situation, side: str) -> str | None:
 
 
 def _which_has_color(facts: Facts, _: Situation | None, x: str, y: str, z: str, color: str) -> str | None:
-    matching = [label for label in (x, y, z) if _color(facts, None, label) == color]
-    return matching[0] if len(matching) == 1 else None
+    found = {label: _color(facts, None, label) for label in (x, y, z)}
+    matching = [label for label, its_color in found.items() if its_color == color]
+    return matching[0] if len(matching) == 1 and None not in found.values() else None
 
 
 def _which_is_closest(facts: Facts, _: Situation | None, x: str, y: str, z: str, goal: str) -> str | None:
