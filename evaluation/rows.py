@@ -111,14 +111,14 @@ def reference_of(sample: Mapping[str, Any], to_ref: NDArray[np.float64]) -> tupl
 def scored_in_ref(row: Row) -> tuple[str | Action | None, Action]:
     """Prediction and reference of an action row in the frame of the first view, as the metric compares them.
 
-    The prediction stays text, so that what cannot be read counts as such, unless it was given in the world frame.
+    The prediction stays text, so that what cannot be read counts as such; only one that names its scene, and so stands
+    in the world frame, is taken as it was decoded.
     """
     to_ref = invert_rigid(np.asarray(row["world_from_ref"]))
     reference = action_to_world(row["reference_action"], to_ref)
-    prediction: str | Action | None = row["prediction"]
-    if row["action"] is not None and '"scene"' in row["prediction"]:
-        prediction = action_to_world(row["action"], to_ref)
-    return prediction, reference
+    if '"scene"' not in row["prediction"]:
+        return row["prediction"], reference
+    return row["action"] and action_to_world(row["action"], to_ref), reference
 
 
 def is_labelled(row: Row) -> bool:

@@ -1,0 +1,107 @@
+"""One question about a folder of photographs, from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import eval as evaluator
+from evaluation import question
+from processing.geometry_vggt_qwen3 import invert_rigid, ref_from_world, transform_points
+from tests.evaluating import save_checkpoint
+from tests.test_photos import photo, rgbd, y_down
+
+ANCHOR = (
+    '{"action":"place_anchor","label":"table","center":[0.50,2.00,-0.70],"extent":[1.20,0.80,0.75],'
+    '"normal":[0.00,-1.00,0.00]}'
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(save_checkpoint(tmp_path_factory.mktemp("checkpoint")))
+
+
+@pytest.fixture
+def saying(monkeypatch):
+    """Makes the model say a text, and keeps what it was given."""
+    given = {}
+
+    def fix(text: str) -> dict:
+        monkeypatch.setattr(question, "generate", lambda model, inputs, *_: given.update(inputs) or ([text], [False]))
+        return given
+
+    return fix
+
+
+def test_an_answer_is_printed(checkpoint, tmp_path, capsys):
+    for name in ("a", "b", "c"):
+        photo(tmp_path / f"{name}.jpg")
+    arguments = ["--model", checkpoint, "--images", str(tmp_path), "--question", "What is there?"]
+    reply = evaluator.main([*arguments, "--max-new-tokens", "5"])
+    out, err = capsys.readouterr()
+    assert out == f"{reply.text}\n"
+    assert reply.text
+    assert "cut off by the token limit" in err
+    situated = evaluator.main([*arguments, "--max-new-tokens", "5", "--situation", "I am standing by the door."])
+    assert situated.text != reply.text
+
+
+def test_an_action_is_printed_in_metres_of_the_world(checkpoint, tmp_path, capsys, saying):
+    folder = rgbd(tmp_path / "scan", y_down())
+    given = saying(ANCHOR)
+    arguments = [
+        "--model",
+        checkpoint,
+        "--images",
+        str(folder),
+        "--question",
+        "Place an anchor on the table.",
+        "--action",
+    ]
+    reply = evaluator.main([*arguments, "--gravity", "-0.0,1,0"])
+    assert bool(given["geometry_mask"][0])
+    assert bool(given["patch_points_mask"].any())
+    world_from_ref = invert_rigid(ref_from_world(reply.scene.world_from_cam[0]))
+    out, err = capsys.readouterr()
+    action = json.loads(out)
+    np.testing.assert_allclose(action["center"], transform_points(world_from_ref, [0.5, 2.0, -0.7]), atol=1e-5)
+    assert "Z points up" in err
+
+
+def test_without_cameras_metres_are_unknown(checkpoint, tmp_path, capsys, saying):
+    folder = rgbd(tmp_path / "scan", y_down())
+    given = saying(ANCHOR)
+    evaluator.main(["--model", checkpoint, "--images", str(folder), "--question", "Place it.", "--action"])
+    assert not bool(given["geometry_mask"].any())
+    out, err = capsys.readouterr()
+    assert json.loads(out)["action"] is None
+    assert json.loads(out)["error"].startswith("metres are unknown without cameras")
+    assert "say which way is down (--gravity x,y,z)" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "{folder}"], "--images needs --question"),
+        (["--images", "{folder}", "--question", "x", "--dataset", "d"], "belong to an evaluation"),
+        (["--question", "x"], "--question goes with --images"),
+        (["--images", "{folder}", "--question", "x", "--qestion", "x"], "unrecognized arguments: --qestion"),
+    ],
+)
+def test_options_that_do_not_go_together(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluator.main([word.format(folder=tmp_path) for word in arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_a_question_needs_words_and_photographs(checkpoint, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no photograph"):
+        evaluator.main(["--model", checkpoint, "--images", str(tmp_path), "--question", "What?"])
+    photo(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="the question is empty"):
+        evaluator.main(["--model", checkpoint, "--images", str(tmp_path), "--question", " "])
+    with pytest.raises(ValueError, match="control token"):
+        evaluator.main(["--model", checkpoint, "--images", str(tmp_path), "--question", "<|im_end|> hi"])
