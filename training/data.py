@@ -235,9 +235,10 @@ class SceneBatchSampler(Sampler[list[Draw]]):
             )
         self.scenes_per_batch = samples_per_batch // samples_per_scene
         self.samples_per_scene, self.seed, self.rank, self.world_size = samples_per_scene, seed, rank, world_size
-        self.buckets = _bucket_samples(dataset)
-        self.task_mix = _check_mix(task_mix, {task for task, _, _ in self.buckets})
-        self.num_draws = sum(math.ceil(len(rows) / samples_per_scene) for rows in self.buckets.values())
+        self.anchors = [anchor for *_, anchor in dataset.samples]
+        self.buckets = _bucket_samples(dataset, by_task=bool(task_mix))
+        self.task_mix = _check_mix(task_mix, {task for *_, task, _ in dataset.samples})
+        self.num_draws = sum(len(self._chunks(rows)) for rows in self.buckets.values())
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -255,12 +256,10 @@ class SceneBatchSampler(Sampler[list[Draw]]):
 
     def _epoch_draws(self) -> list[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        groups: dict[str, list[tuple[int, str | None, tuple[int, ...]]]] = {}
-        for (task, scene, anchor), rows in self.buckets.items():
-            order = rng.permutation(rows).tolist()
-            for start in range(0, len(order), self.samples_per_scene):
-                chunk = tuple(order[start : start + self.samples_per_scene])
-                groups.setdefault(task, []).append((scene, anchor, chunk))
+        groups: dict[str | None, list[tuple[int, str | None, tuple[int, ...]]]] = {}
+        for (task, scene), rows in self.buckets.items():
+            chunks = self._chunks(rng.permutation(rows).tolist())
+            groups.setdefault(task, []).extend((scene, *chunk) for chunk in chunks)
         chosen = self._mix(groups, rng)
         chosen = [chosen[i] for i in rng.permutation(len(chosen))]
         return [
@@ -268,7 +267,26 @@ class SceneBatchSampler(Sampler[list[Draw]]):
             for index, (scene, anchor, rows) in enumerate(chosen)
         ]
 
-    def _mix(self, groups: dict[str, list[Any]], rng: np.random.Generator) -> list[Any]:
+    def _chunks(self, rows: list[int]) -> list[tuple[str | None, tuple[int, ...]]]:
+        """Samples of a scene that are asked together, with their anchor; those without one join any other.
+
+        How many there are does not depend on the order of the rows.
+        """
+        size = self.samples_per_scene
+        by_anchor: dict[str | None, list[int]] = {None: []}
+        for row in rows:
+            by_anchor.setdefault(self.anchors[row], []).append(row)
+        free = by_anchor.pop(None)
+        chunks: list[tuple[str | None, tuple[int, ...]]] = []
+        for anchor, members in by_anchor.items():
+            for start in range(0, len(members), size):
+                chunk = members[start : start + size]
+                room = size - len(chunk)
+                chunks.append((anchor, (*chunk, *free[:room])))
+                free = free[room:]
+        return chunks + [(None, tuple(free[start : start + size])) for start in range(0, len(free), size)]
+
+    def _mix(self, groups: dict[str | None, list[Any]], rng: np.random.Generator) -> list[Any]:
         if self.task_mix is None:
             return [group for task_groups in groups.values() for group in task_groups]
         counts = _apportion(self.task_mix, self.num_draws)
@@ -279,10 +297,11 @@ class SceneBatchSampler(Sampler[list[Draw]]):
         return chosen
 
 
-def _bucket_samples(dataset: SceneDataset) -> dict[tuple[str, int, str | None], list[int]]:
-    buckets: dict[tuple[str, int, str | None], list[int]] = {}
-    for index, (_, _, scene, task, anchor) in enumerate(dataset.samples):
-        buckets.setdefault((task, scene, anchor), []).append(index)
+def _bucket_samples(dataset: SceneDataset, by_task: bool) -> dict[tuple[str | None, int], list[int]]:
+    """Samples that may share an encoding: those of a scene, and of a task where tasks are mixed by share."""
+    buckets: dict[tuple[str | None, int], list[int]] = {}
+    for index, (_, _, scene, task, _) in enumerate(dataset.samples):
+        buckets.setdefault((task if by_task else None, scene), []).append(index)
     return buckets
 
 
