@@ -116,6 +116,10 @@ class Capture(ABC):
     def depth_mm(self, index: int) -> Depth | None:
         """Depth [H, W] in millimetres over the upright photograph, 0 = invalid; None without. Raises SourceError."""
 
+    def place(self, index: int) -> str:
+        """What errors call a frame."""
+        return f"{self.source} {self.scene_id}, frame {self.frames[index].frame_id}"
+
     @property
     def has_cameras(self) -> bool:
         return self.frames[0].world_from_cam is not None
@@ -391,22 +395,28 @@ def scene_row(capture: Capture, indices: Sequence[int], *, image_side: int, dept
     return row, digest.hexdigest()
 
 
+def read_view(capture: Capture, index: int) -> tuple[bytes, Depth | None]:
+    """The encoded photograph of a frame and its depth, their sizes checked against the camera. Raises SourceError."""
+    frame, where = capture.frames[index], capture.place(index)
+    photograph, depth = capture.photograph(index), capture.depth_mm(index)
+    found = open_image(photograph, where).size
+    if (found if frame.quarter_turns % 2 == 0 else found[::-1]) != frame.size:
+        raise SourceError(f"{where}: the photograph is {found[0]}x{found[1]}, its camera is stated for {frame.size}")
+    return photograph, depth if depth is None else check_aspect(depth, frame.size, where)
+
+
 def _encoded_view(
     capture: Capture, index: int, image_side: int, depth_side: int, digest: "hashlib._Hash"
 ) -> tuple[bytes, tuple[int, int], bytes | None]:
     """JPEG bytes, (width, height) and depth PNG (or None) of a frame."""
     frame = capture.frames[index]
-    where = f"{capture.source} {capture.scene_id}, frame {frame.frame_id}"
-    photograph, depth = capture.photograph(index), capture.depth_mm(index)
+    photograph, depth = read_view(capture, index)
     digest.update(photograph)
-    found = open_image(photograph, where).size
-    if (found if frame.quarter_turns % 2 == 0 else found[::-1]) != frame.size:
-        raise SourceError(f"{where}: the photograph is {found[0]}x{found[1]}, its camera is stated for {frame.size}")
-    jpeg, size = encode_photograph(photograph, frame.quarter_turns, image_side, where)
+    jpeg, size = encode_photograph(photograph, frame.quarter_turns, image_side, capture.place(index))
     if depth is None:
         return jpeg, size, None
     digest.update(depth.tobytes())
-    return jpeg, size, encode_depth(check_aspect(depth, frame.size, where), depth_side)
+    return jpeg, size, encode_depth(depth, depth_side)
 
 
 def _shown(value: Any) -> str:

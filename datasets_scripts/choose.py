@@ -12,6 +12,7 @@ from datasets_scripts.capture import (
     Row,
     SourceError,
     decode_image,
+    read_view,
     scene_row,
     scene_seed,
 )
@@ -68,9 +69,8 @@ def _choose(looks: "_Looks", options: ViewOptions) -> list[int]:
     if options.select == "uniform" or not looks.capture.has_cameras:
         return [usable[i] for i in views.uniform(len(usable), options.num_views, seed)]
     candidates = [usable[i] for i in sorted(views.uniform(len(usable), options.candidates, seed))]
-    seen = [looks.voxels(index) for index in candidates]
+    seen, sharp = zip(*(looks.at(index) for index in candidates))
     cameras = np.stack([looks.capture.frames[index].world_from_cam for index in candidates])
-    sharp = [looks.sharpness(index) for index in candidates]
     order = views.coverage(seen, options.num_views, world_from_cam=cameras, sharpness=sharp)
     return [candidates[i] for i in order]
 
@@ -81,36 +81,31 @@ class _Looks:
     def __init__(self, capture: Capture) -> None:
         self.capture = capture
         self.usable = list(range(len(capture.frames)))
-        self._voxels: dict[int, views.Voxels] = {}
-        self._sharpness: dict[int, float] = {}
+        self._taken: dict[int, tuple[views.Voxels, float]] = {}
 
     def drop(self, index: int) -> None:
         self.usable.remove(index)
 
-    def voxels(self, index: int) -> views.Voxels:
-        """What a frame sees: surfaces where it has depth, else its frustum. Raises FrameError."""
-        if index not in self._voxels:
-            frame = self.capture.frames[index]
-            try:
-                depth = self.capture.depth_mm(index)
-            except SourceError as error:
-                raise FrameError(index, str(error)) from error
-            if depth is None:
-                self._voxels[index] = views.frustum_voxels(frame.intrinsics, frame.size, frame.world_from_cam)
-            else:
-                scale = depth.shape[1] / frame.size[0], depth.shape[0] / frame.size[1]
-                intrinsics = resize_intrinsics(frame.intrinsics, *scale)
-                self._voxels[index] = views.depth_voxels(depth / MILLIMETRES, intrinsics, frame.world_from_cam)
-        return self._voxels[index]
+    def at(self, index: int) -> tuple[views.Voxels, float]:
+        """What a frame sees (surfaces where it has depth, else its frustum) and how sharp it is at 160 pixels.
 
-    def sharpness(self, index: int) -> float:
-        """How sharp a frame is at 160 pixels. Raises FrameError."""
-        if index not in self._sharpness:
-            where = f"{self.capture.source} {self.capture.scene_id}, frame {self.capture.frames[index].frame_id}"
+        Raises FrameError.
+        """
+        if index not in self._taken:
             try:
-                image = decode_image(self.capture.photograph(index), where, least_side=LOOK_SIDE)
+                self._taken[index] = self._look(index)
             except SourceError as error:
                 raise FrameError(index, str(error)) from error
-            image.thumbnail((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BOX)
-            self._sharpness[index] = views.sharpness(np.asarray(image.convert("L")))
-        return self._sharpness[index]
+        return self._taken[index]
+
+    def _look(self, index: int) -> tuple[views.Voxels, float]:
+        frame = self.capture.frames[index]
+        photograph, depth = read_view(self.capture, index)
+        image = decode_image(photograph, self.capture.place(index), least_side=LOOK_SIDE)
+        image.thumbnail((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BOX)
+        sharpness = views.sharpness(np.asarray(image.convert("L")))
+        if depth is None:
+            return views.frustum_voxels(frame.intrinsics, frame.size, frame.world_from_cam), sharpness
+        scale_x, scale_y = depth.shape[1] / frame.size[0], depth.shape[0] / frame.size[1]
+        intrinsics = resize_intrinsics(frame.intrinsics, scale_x, scale_y)
+        return views.depth_voxels(depth / MILLIMETRES, intrinsics, frame.world_from_cam), sharpness

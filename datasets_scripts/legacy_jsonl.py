@@ -162,7 +162,7 @@ def _legacy_row(record: Any, where: str) -> LegacyRow:
         raise SourceError(f"{where}, task is {task!r}, wanted one of {', '.join((*TASKS, ACTION_TASK))}")
     images = [checked(image, str, f"{where}, images") for image in key_of(record, "images", list, where)]
     scene_id = text_of(record, "scene_id", where)
-    room_of(scene_id)
+    room_of(scene_id, f"{where}, scene_id")
     if not images:
         raise SourceError(f"{where}, images is empty")
     question_id = str(record.get("question_id", "")).strip()

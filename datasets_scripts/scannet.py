@@ -52,10 +52,10 @@ class ScanNetScene:
     mesh: Path | None
 
 
-def room_of(scene_id: str) -> str:
+def room_of(scene_id: str, where: str = "scene_id") -> str:
     """The room of a scan: its scans share the number after `scene`. Raises SourceError for another form of id."""
     if not SCENE_PATTERN.fullmatch(scene_id):
-        raise SourceError(f"scene_id is {scene_id!r}, wanted a ScanNet id such as scene0011_00")
+        raise SourceError(f"{where} is {scene_id!r}, wanted a ScanNet id such as scene0011_00")
     return scene_id.split("_")[0]
 
 

@@ -79,7 +79,7 @@ def _row(record: Any, split: str, where: str) -> Row:
     if any(character.isspace() for character in question_id):
         raise SourceError(f"{where}, question_id {question_id!r} holds a space")
     scene_id = text_of(record, "scene_id", where)
-    room_of(scene_id)
+    room_of(scene_id, f"{where}, scene_id")
     answers = []
     if split in LABELLED_SPLITS:
         listed = key_of(record, "answers", list, where)

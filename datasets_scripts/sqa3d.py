@@ -161,7 +161,7 @@ def _situated(record: Any, annotations: dict[int, Any], split: str, where: str) 
     annotation = annotations[question_id]
     place = f"annotation {question_id}"
     scene_id = text_of(record, "scene_id", where)
-    room_of(scene_id)
+    room_of(scene_id, f"{where}, scene_id")
     if annotation.get("scene_id") != scene_id:
         raise SourceError(f"{where} speaks of {scene_id}, its annotation of {annotation.get('scene_id')}")
     answers = [text_of(answer, "answer", place) for answer in key_of(annotation, "answers", list, place)]
