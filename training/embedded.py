@@ -11,7 +11,7 @@ from datasets_scripts.schema import MANIFEST_NAME
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EMBEDDED_ROOT = "data/rooms"
-NUM_SCENES, NUM_HELDOUT = 240, 60
+NUM_SCENES, NUM_HELDOUT = 160, 40
 
 logger = logging.getLogger(__name__)
 
