@@ -159,7 +159,9 @@ def dresser(p: Parts, s: np.ndarray, color: np.ndarray, accent: np.ndarray) -> N
     _drawers(p, s, color, accent, rows=3 if s[2] < 0.95 else 4, columns=2, foot=0.06)
 
 
-def _drawers(p: Parts, s: np.ndarray, color: np.ndarray, accent: np.ndarray, rows: int, columns: int, foot: float):
+def _drawers(
+    p: Parts, s: np.ndarray, color: np.ndarray, accent: np.ndarray, rows: int, columns: int, foot: float
+) -> None:
     w, d, h = s
     p.legs(w, d, foot, 0.025, accent, 0.05)
     p.box((-w / 2, -d / 2, foot), (w / 2, d / 2 - 0.02, h - 0.03), shaded(color, 0.85), "wood")

@@ -20,16 +20,8 @@ _PROGRAMS = {
 _EXTRAS = tuple(label for label in FURNITURE if label not in ("toilet", "bathtub", "table"))
 _ALONE = ("bed", "stove", "refrigerator", "sink", "washing machine", "piano", "tv stand")  # one a room
 _REPEATABLE = (
-    "chair",
-    "stool",
-    "plant",
-    "trash can",
-    "ottoman",
-    "armchair",
-    "floor lamp",
-    "bookshelf",
-    "nightstand",
-    "cabinet",
+    *("chair", "stool", "plant", "trash can", "ottoman", "armchair"),
+    *("floor lamp", "bookshelf", "nightstand", "cabinet"),
 )
 _ON_WALLS = ("picture", "mirror", "tv", "whiteboard", "clock", "shelf", "radiator")
 _ON_DESKS = ("monitor", "monitor", "laptop", "laptop", "table lamp", "globe", "books", "box", "vase")
@@ -42,7 +34,10 @@ def furnish(placer: Placer) -> None:
     groups = {"bed": _bed, "sofa": _sofa, "dining": _dining, "desk": _desk, "tv": _tv}
     for label, chance in _PROGRAMS[name]:
         if rng.random() < chance and _has_room(placer):
-            groups.get(label, _single(label))(placer)
+            if label in groups:
+                groups[label](placer)
+            else:
+                placer.place(label)
     for label in rng.choice(_REPEATABLE, 2, replace=False):
         _repeat(placer, str(label), int(rng.integers(1, 5)))
     for label in rng.choice(_EXTRAS, int(rng.integers(3, 7)), replace=False):
@@ -55,10 +50,6 @@ def furnish(placer: Placer) -> None:
 
 def _has_room(placer: Placer) -> bool:
     return placer.covered < _MAX_COVERED * placer.plan.area
-
-
-def _single(label: str):
-    return lambda placer: placer.place(label)
 
 
 def _repeat(placer: Placer, label: str, count: int) -> None:

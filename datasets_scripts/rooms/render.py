@@ -18,6 +18,7 @@ def render_batch(
 ) -> dict[str, torch.Tensor]:
     """Render every view of `rooms` (all with the same number of views) as size x size images on `device`.
 
+    Memory grows with the number of rooms: some hundreds at 112 pixels fit a large GPU, a handful suit a CPU's cache.
     With `antialias` the colour of pixels on edges is the mean of four samples; depth and instances are always those of
     the pixel centre.
 

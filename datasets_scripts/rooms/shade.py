@@ -70,14 +70,10 @@ def shade(
     """
     view, point, ray = _surface_points(views, pixel, depth, offset)
     scene = views.scene.index_select(0, view)
-    canonical = (
-        batch.inverse.index_select(0, primitive) @ (point - batch.center.index_select(0, primitive))[..., None]
-    )[..., 0]
+    canonical = _apply(batch.inverse.index_select(0, primitive), point - batch.center.index_select(0, primitive))
     half, shape = batch.half.index_select(0, primitive), batch.shape.index_select(0, primitive)
     inner, face = _canonical_normal(canonical, half, shape)
-    normal = torch.nn.functional.normalize(
-        (batch.rotation.index_select(0, primitive) @ inner[..., None])[..., 0], dim=-1
-    )
+    normal = torch.nn.functional.normalize(_apply(batch.rotation.index_select(0, primitive), inner), dim=-1)
     texture = batch.texture.index_select(0, primitive)
     surface = Surface(
         color=batch.color.index_select(0, primitive) ** 2.2,
@@ -90,16 +86,21 @@ def shade(
         sky=lights.sky.index_select(0, scene),
     )
     albedo, emission = textured(surface, batch.material.index_select(0, primitive))
-    light = (
-        lights.ambient.index_select(0, scene)
-        * ((0.8 + 0.2 * normal[:, 2]) * _corner_shade(canonical, half, shape))[:, None]
-    )
+    ambient = (0.8 + 0.2 * normal[:, 2]) * _corner_shade(canonical, half, shape)
+    return albedo * _irradiance(point, normal, ambient, scene, lights) + emission
+
+
+def _irradiance(
+    point: torch.Tensor, normal: torch.Tensor, ambient: torch.Tensor, scene: torch.Tensor, lights: LightBatch
+) -> torch.Tensor:
+    """Return the light [K, 3] that falls on points: a share [K] of the ambient light, and every lamp."""
+    light = lights.ambient.index_select(0, scene) * ambient[:, None]
     for index in range(MAX_LIGHTS):
         strength = _lambert(point, normal, lights.position[:, index].index_select(0, scene))
         if index == 0:
             strength = strength * _lit(point, normal, scene, lights)
         light = light + lights.color[:, index].index_select(0, scene) * strength[:, None]
-    return albedo * light + emission
+    return light
 
 
 def _surface_points(
@@ -112,7 +113,7 @@ def _surface_points(
     scale = 1.0 / (size * views.focal.index_select(0, view))
     local = torch.stack([(x - size / 2) * scale, (y - size / 2) * scale, torch.ones_like(scale)], dim=1)
     cameras = views.room_from_cam.index_select(0, view)
-    ray = (cameras[:, :3, :3] @ local[..., None])[..., 0]
+    ray = _apply(cameras[:, :3, :3], local)
     return view, cameras[:, :3, 3] + ray * depth[:, None], torch.nn.functional.normalize(ray, dim=-1)
 
 
@@ -123,6 +124,11 @@ def develop(linear: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
     value = linear * gain[:, None, None, None]
     value = value * (1 + value / 5) / (1 + value * 0.55)
     return (value.clamp(0, 1) ** (1 / 2.2) * 255 + 0.5).to(torch.uint8).permute(0, 3, 1, 2)
+
+
+def _apply(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    """Return matrix [K, 3, 3] times vector [K, 3]."""
+    return (matrix @ vector[..., None])[..., 0]
 
 
 def _canonical_normal(

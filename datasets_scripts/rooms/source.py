@@ -111,10 +111,14 @@ class RoomsSource:
             for index, (number, room) in enumerate(zip(numbers, rooms)):
                 yield f"scenes/{chunk.split}", scene_row(room, {key: value[index] for key, value in rendered.items()})
                 table = "samples/train" if chunk.split == "train" else f"samples/{('val', 'test')[number % 2]}"
-                for row in self._samples(room, chunk.split, number, pixels[index]):
+                for row in self.samples(room, chunk.split, number, pixels[index]):
                     yield table, row
 
-    def _samples(self, room: Room, split: str, number: int, pixels: np.ndarray) -> list[dict[str, Any]]:
+    def samples(self, room: Room, split: str, number: int, pixels: np.ndarray) -> list[dict[str, Any]]:
+        """Return questions and instructions about a room as rows of the schema.
+
+        pixels [V, ids]: the pixels of every instance id in each view, from `count_pixels`.
+        """
         rng = room_rng(self.seed, split, number, "questions")
         visible = visible_objects(pixels[:, : len(room.objects) + 1], self.size)
         chosen = select(candidates(room, visible, rng), self.questions_per_scene, rng)

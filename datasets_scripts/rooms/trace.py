@@ -105,13 +105,9 @@ def trace(
     rotation = views.room_from_cam[view, :3, :3]
     relative = views.room_from_cam[view, :3, 3] - batch.center[primitive]  # [M, 3]
     spans = _pixel_rectangles(batch, primitive, rotation, relative, views, view, offset)
+    rays = _canonical_rays(batch.inverse[primitive], rotation, relative)
     nearest = torch.full((len(views) * size * size,), _NOTHING, dtype=torch.int64, device=batch.device)
-    inverse = batch.inverse[primitive]
-    direction = inverse @ rotation  # canonical direction = direction @ (x, y, 1)
-    origin = (inverse @ relative[..., None])[..., 0]
-    rays = torch.cat([direction.transpose(1, 2).flatten(1), origin], dim=1)  # [M, 12]
-    kind = batch.shape[primitive]
-    area = (spans[:, 2] * spans[:, 3]).clamp(min=0)
+    kind, area = batch.shape[primitive], spans[:, 2] * spans[:, 3]
     pixel_width = 1.0 / (size * views.focal[view])
     for shape, intersect in _INTERSECTIONS.items():
         selected = ((kind == shape) & (area > 0)).nonzero()[:, 0]
@@ -124,12 +120,24 @@ def trace(
             scale = pixel_width[chunk].index_select(0, row)
             plane_x, plane_y = (x + (offset[0] + 0.5 - size / 2)) * scale, (y + (offset[1] + 0.5 - size / 2)) * scale
             found, hit = _cast(rays[chunk].T.contiguous().index_select(1, row), plane_x, plane_y, intersect)
+            # a positive float orders as its bits do: the smallest key is the nearest hit, ties go to the lower index
             key = (found.view(torch.int32).to(torch.int64) << 32) | primitive[chunk][row[hit]]
             nearest.scatter_reduce_(0, pixel[hit], key, "amin")
+    return _unpack(nearest.view(-1, size, size))
+
+
+def _unpack(nearest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the depth and the primitive that the keys of the nearest hits hold."""
     hit = nearest != _NOTHING
     depth = (nearest >> 32).to(torch.int32).view(torch.float32)
-    depth = torch.where(hit, depth, 0.0).view(-1, size, size)
-    return depth, torch.where(hit, nearest & 0xFFFFFFFF, -1).view(-1, size, size)
+    return torch.where(hit, depth, 0.0), torch.where(hit, nearest & 0xFFFFFFFF, -1)
+
+
+def _canonical_rays(inverse: torch.Tensor, rotation: torch.Tensor, relative: torch.Tensor) -> torch.Tensor:
+    """Return [M, 12]: the columns of the matrix that turns (x, y, 1) into a canonical direction, then the origin."""
+    direction = inverse @ rotation
+    origin = (inverse @ relative[..., None])[..., 0]
+    return torch.cat([direction.transpose(1, 2).flatten(1), origin], dim=1)
 
 
 def _view_primitive_pairs(batch: RoomBatch, scene: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
