@@ -4,12 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OLDEST := .venv-oldest
+CORE_TESTS := $(addprefix tests/test_,model.py packing.py processor.py tokenizer.py auto_classes.py training.py vggt_parity.py)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format bench clean
+.PHONY: help setup demo test test-all test-oldest check format bench clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -37,8 +39,18 @@ demo: $(READY) ## data -> train -> eval -> an answer and an action, on procedura
 test: $(READY) ## the tests, under 15 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
-test-all: $(READY) ## also the long ones: kills, oldest versions, browser, Java
+test-all: $(READY) test-oldest ## also the long ones: kills, oldest versions, browser, Java
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-oldest: $(OLDEST)/.ready ## the model's, the processor's and the trainer's tests on the oldest libraries supported
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" $(CORE_TESTS)
+
+$(OLDEST)/.ready: $(READY) constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -r constraints-oldest.txt
+	cd $(VENV)/lib/python3.*/site-packages && pwd > $(abspath $(OLDEST))/base  # all else as in $(VENV)
+	cp $(OLDEST)/base "$$(echo $(OLDEST)/lib/python3.*/site-packages)/zz_base.pth"
+	@touch $@
 
 check: $(READY) ## lint and format
 	$(BIN)/ruff check .
