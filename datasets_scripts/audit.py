@@ -9,7 +9,6 @@ status is 1 where training would be wrong, 2 where the audit itself could not be
 
 import argparse
 import hashlib
-import io
 import json
 import sys
 from collections import Counter, defaultdict
@@ -20,11 +19,10 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, load_from_disk
-from PIL import Image as PILImage
 
 from datasets_scripts.audit_legacy import audit_legacy
 from datasets_scripts.boxes import seen_share
-from datasets_scripts.capture import SourceError, decode_depth, decode_image
+from datasets_scripts.capture import SourceError, decode_depth, decode_image, open_image
 from datasets_scripts.findings import Findings
 from datasets_scripts.schema import (
     ACTION_TASKS,
@@ -97,14 +95,13 @@ def _audit_scene(
     seen.rooms[row["scene_id"]] = row["room_id"]
     if not _sound_scene(row, where, findings):
         return
-    depths = [None] * len(row["frame_ids"])
+    looks = []
     for index, frame_id in enumerate(row["frame_ids"]):
         place = f"{where}, frame {frame_id}"
         _audit_image(row, index, place, findings, seen)
-        if images:
-            depths[index] = _decoded(row, index, place, findings)
-    if row["world_from_cam"] is not None and targets:
-        _audit_targets(row, targets, depths, where, findings)
+        looks.append(_look(row, index, place, findings, images))
+    if row["world_from_cam"] is not None and all(look is not None for look in looks):
+        _audit_targets(row, targets, looks, where, findings)
 
 
 def _sound_scene(row: Row, where: str, findings: Findings) -> bool:
@@ -134,27 +131,30 @@ def _audit_image(row: Row, index: int, place: str, findings: Findings, seen: _Se
         findings.error("one image in two scenes", "at least one of them shows another scene", f"{place}, also {owner}")
 
 
-def _decoded(row: Row, index: int, place: str, findings: Findings) -> np.ndarray | None:
-    """Decodes photograph and depth of a frame; returns the depth in metres."""
+Look = tuple[tuple[int, int], np.ndarray | None]  # (width, height) of a photograph, its depth in metres if looked at
+
+
+def _look(row: Row, index: int, place: str, findings: Findings, images: bool) -> Look | None:
+    """Reads photograph and depth of a frame (only the photograph's header unless `images`); None if unreadable."""
+    photograph = row["images"][index]["bytes"]
+    if not photograph:
+        return None
     try:
-        if row["images"][index]["bytes"]:
-            decode_image(row["images"][index]["bytes"], place, least_side=LOOK_SIDE)
-        if row["depth"] is not None:
-            return decode_depth(row["depth"][index]["bytes"] or b"", place) / MILLIMETRES
+        size = open_image(photograph, place).size
+        if not images:
+            return size, None
+        decode_image(photograph, place, least_side=LOOK_SIDE)
+        depth = row["depth"][index]["bytes"] or b"" if row["depth"] is not None else None
+        return size, None if depth is None else decode_depth(depth, place) / MILLIMETRES
     except SourceError as error:
         findings.error("image unreadable", "training would stop at it", str(error))
-    return None
+        return None
 
 
-def _audit_targets(
-    row: Row, targets: list[dict[str, Any]], depths: list[np.ndarray | None], where: str, findings: Findings
-) -> None:
-    sizes = [PILImage.open(io.BytesIO(image["bytes"])).size for image in row["images"] if image["bytes"]]
-    if len(sizes) < len(row["frame_ids"]):
-        return
-    cameras = list(zip(row["world_from_cam"], row["intrinsics"], sizes, depths))
+def _audit_targets(row: Row, targets: list[dict[str, Any]], looks: list[Look], where: str, findings: Findings) -> None:
+    views = [(*cameras, *look) for *cameras, look in zip(row["world_from_cam"], row["intrinsics"], looks)]
     for target in targets:
-        if not any(seen_share(target, *camera) > 0 for camera in cameras):
+        if not any(seen_share(target, *view) > 0 for view in views):
             meaning = "an action places something that no stored view shows"
             findings.error("box no view sees", meaning, f"{where}: {target['label']} at {target['center']}")
 
