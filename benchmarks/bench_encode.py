@@ -142,8 +142,9 @@ def find_class(spec: str) -> type[nn.Module]:
 
 
 def random_images(size: Size, settings: Settings) -> torch.Tensor:
-    """Float images [1, V, 3, H, W]."""
-    return torch.rand(1, size.views, 3, size.height, size.width, device=settings.device)
+    """Float images [1, V, 3, H, W], the same in every run."""
+    rng = torch.Generator(settings.device).manual_seed(0)
+    return torch.rand(1, size.views, 3, size.height, size.width, generator=rng, device=settings.device)
 
 
 def time_calls(call: Callable[[], Any], settings: Settings) -> dict[str, float | None]:
@@ -258,6 +259,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     measured = [row for row in rows if "error" not in row]
     panels = [("median_ms", "ms a call")] + [("peak_gb", "GB at the peak")] * any(row["peak_gb"] for row in measured)
@@ -273,6 +275,14 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 views, values = [row["views"] for row in line], [row[key] for row in line]
                 axis.plot(views, values, style, marker="o", color=f"C{encoders.index(encoder)}", label=legend)
         axis.set(xscale="log", yscale="log", xlabel="views", ylabel=label)
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xticks(sorted({row["views"] for row in measured}))
+        for formatted in (
+            axis.xaxis.set_major_formatter,
+            axis.yaxis.set_major_formatter,
+            axis.yaxis.set_minor_formatter,
+        ):
+            formatted("{x:g}")
         axis.grid(alpha=0.3)
     axes[0][0].legend()
     figure.savefig(path)

@@ -402,7 +402,7 @@ class VggtModel(VggtPreTrainedModel):
         """Compiles every block in place and returns the model: the switch for speed.
 
         Each kind of block (patch embedding, frame, global) is compiled once for any number of views and any image
-        size, and once more for one view, so this costs seconds where compiling the whole model costs minutes.
+        size, and once more for a single view: compile time does not grow with the depth.
 
         Args:
             **options: those of `torch.compile`, e.g. `mode="max-autotune-no-cudagraphs"`.
