@@ -26,7 +26,7 @@ from datasets_scripts.schema import (
     validate_scene,
 )
 
-SMALL = ["--scenes", "18", "--heldout", "3", "--views", "2", "--size", "28", "--questions-per-scene", "6"]
+SMALL = ["--scenes", "40", "--heldout", "3", "--views", "2", "--size", "28", "--questions-per-scene", "6"]
 
 
 def built(output, *options):
@@ -44,7 +44,7 @@ def bytes_of(root):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Three chunks of rooms built by one process."""
+    """Four chunks of rooms built by one process."""
     root = tmp_path_factory.mktemp("build") / "rooms"
     built(root, "--num-proc", "1")
     return root
@@ -52,7 +52,7 @@ def dataset(tmp_path_factory):
 
 def test_rows_are_sound_and_joined(dataset):
     manifest = read_manifest(dataset)
-    assert manifest.counts["scenes"] == {"train": {"rooms": 18}, "heldout": {"rooms": 3}}
+    assert manifest.counts["scenes"] == {"train": {"rooms": 40}, "heldout": {"rooms": 3}}
     assert manifest.fingerprint == dataset_fingerprint(dataset)
     ids = {}
     for split in ("train", "heldout"):
