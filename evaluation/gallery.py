@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets_scripts.schema import ACTION_TASKS
 from processing.action_vggt_qwen3 import format_action
-from training.data import SceneDataset, SceneExample
+from training.data import Draw, SceneDataset, SceneExample
 
 from .drawing import anchors_of, paths_in_view, plan, room_from_above, thumbnail
 from .rows import Row, scored_in_ref
@@ -48,15 +48,17 @@ class Pictures:
     def add(self, card: dict[str, Any], row: Row) -> None:
         """Puts the views of a row on its card, and for an action its boxes in them and on a plan."""
         scene_id = row["view_scene"] or row["scene_id"]
-        if scene_id not in self.index or not (row["views"] or row["view_scene"] is None):
+        if scene_id not in self.index:
             return
-        example = self._read(scene_id, tuple(row["views"]) or None)
+        example = self._read(scene_id, tuple(row["views"]))
         card["views"] = [self._view(example, index) for index in range(len(example.images))]
         if row["task"] in ACTION_TASKS and scene_id == row["scene_id"] and example.world_from_cam is not None:
             self._draw_boxes(card, row, example)
 
     def _read_scene(self, scene_id: str, frame_ids: tuple[str, ...] | None) -> SceneExample:
-        return self.dataset.read_scene(self.index[scene_id], frame_ids)
+        """The named views; none named = those an evaluation would show, None = all that are stored."""
+        index = self.index[scene_id]
+        return self.dataset[Draw(index, ())] if frame_ids == () else self.dataset.read_scene(index, frame_ids)
 
     def _view(self, example: SceneExample, index: int) -> dict[str, Any]:
         key = f"{example.scene_id}/{example.frame_ids[index]}"

@@ -277,4 +277,4 @@ def test_controls_stand_beside_the_answers(checkpoint, rooms, tmp_path):
     assert "&lt;|image_pad|&gt;" in text, "the prompt is printed"
     evaluator.main([*arguments, "--blind", "--overwrite"])
     blind = Page((tmp_path / "report.html").read_text(encoding="utf-8")).data["examples"]
-    assert all(len(each["views"]) == 8 for each in blind), "a reader sees the room that the model did not"
+    assert all(len(each["views"]) == 2 for each in blind), "a reader sees what the model did not"
