@@ -21,6 +21,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtConfig
 from .loading_vggt_qwen3 import StrictLoadingMixin
@@ -291,7 +292,7 @@ class VggtPatchEmbedding(nn.Module):
             return table
         device = table.device
         grid = table[0, 1:].unflatten(0, (self.grid_size, self.grid_size))  # [grid, grid, C]
-        with torch.autocast(device.type, enabled=False):
+        with maybe_autocast(device.type, enabled=False):
             grid = (resize_matrix(self.grid_size, rows, device) @ grid.flatten(1)).unflatten(1, grid.shape[1:])
             grid = resize_matrix(self.grid_size, columns, device) @ grid  # [rows, columns, C]
         return torch.cat((table[:, :1], grid.flatten(0, 1)[None]), dim=1)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_vggt_qwen3 import VggtConfig
 from .modeling_vggt import VggtBlock, VggtLayerNorm, VggtModel, VggtPreTrainedModel, once_per_key
@@ -298,12 +299,7 @@ class VggtForReconstruction(VggtPreTrainedModel):
 
     def __init__(self, config: VggtConfig) -> None:
         super().__init__(config)
-        wrong = [layer for layer in config.dpt_layers if not 0 <= layer < config.num_hidden_layers]
-        if wrong or len(config.dpt_layers) != 4 or len(config.dpt_channels) != 4:
-            raise ValueError(
-                f"dpt_layers = {list(config.dpt_layers)} and dpt_channels = {list(config.dpt_channels)}; wanted four "
-                f"of each, layers from 0 to {config.num_hidden_layers - 1}"
-            )
+        _check_heads(config)
         self.vggt = VggtModel(config)
         self.camera_head = VggtCameraHead(config)
         self.depth_head = VggtDPTHead(config, output_dim=1)
@@ -320,7 +316,7 @@ class VggtForReconstruction(VggtPreTrainedModel):
         requested = self.vggt.resolve_layers(feature_layers)
         outputs = self.vggt(pixel_values, view_mask, {*requested, *self.config.dpt_layers})
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        with torch.autocast(pixel_values.device.type, enabled=False):
+        with maybe_autocast(pixel_values.device.type, enabled=False):
             poses = self._estimate_poses(outputs.last_hidden_state[:, :, 0], view_mask)
             extrinsics, intrinsics = cameras_from_pose_encoding(poses[-1], image_size)
             maps = [outputs.feature_maps[layer][:, :, outputs.patch_start_idx :] for layer in self.config.dpt_layers]
@@ -354,6 +350,23 @@ class VggtForReconstruction(VggtPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, VggtCameraHead):
             init.zeros_(module.empty_pose)
+
+
+def _check_heads(config: VggtConfig) -> None:
+    depth, heads = config.num_hidden_layers, config.camera_head_attention_heads
+    faults = []
+    if len(config.dpt_layers) != 4 or len(config.dpt_channels) != 4:
+        faults.append("dpt_layers and dpt_channels must be four each")
+    if not all(0 <= layer < depth for layer in config.dpt_layers):
+        faults.append(f"dpt_layers = {list(config.dpt_layers)} must lie between 0 and {depth - 1}")
+    if any(channels % 4 for channels in (*config.dpt_channels, config.dpt_features // 2)) or config.dpt_features % 2:
+        faults.append("dpt_channels and half of dpt_features must be multiples of 4")
+    if 2 * config.hidden_size % heads:
+        faults.append(
+            f"twice hidden_size = {2 * config.hidden_size} must be a multiple of the camera head's {heads} heads"
+        )
+    if faults:
+        raise ValueError(f"the heads do not fit this configuration: {'; '.join(faults)}")
 
 
 def inverse_log(x: torch.Tensor) -> torch.Tensor:

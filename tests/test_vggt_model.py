@@ -209,6 +209,13 @@ def test_meta_initialisation_at_full_size():
     assert not list(model.buffers())
 
 
+def test_runs_on_meta_to_tell_its_shapes():
+    with torch.device("meta"):
+        found = VggtForReconstruction(small_config())(torch.rand(2, 3, 3, 42, 56))
+    assert found.depth.shape == (2, 3, 42, 56, 1)
+    assert found.depth.device.type == "meta"
+
+
 def test_state_survives_casts_copies_and_moves(fresh):
     pixels = fake_views()
     wanted = encode(fresh, pixels)[2]
@@ -263,6 +270,15 @@ def test_refuses_layers_it_does_not_have(encoder):
         encoder(fake_views(), feature_layers=[0, 3, -2])
 
 
-def test_heads_refuse_layers_the_encoder_does_not_have():
-    with pytest.raises(ValueError, match=r"dpt_layers = \[4, 11, 17, 23\]"):
-        VggtForReconstruction(VggtConfig(hidden_size=64, num_hidden_layers=2, num_patch_embed_layers=1))
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dpt_layers": (0, 1, 2, 3)}, r"dpt_layers = \[0, 1, 2, 3\] must lie between 0 and 2"),
+        ({"dpt_layers": (0, 1)}, "four each"),
+        ({"dpt_features": 12}, "half of dpt_features must be multiples of 4"),
+        ({"camera_head_attention_heads": 5}, "96 must be a multiple of the camera head's 5 heads"),
+    ],
+)
+def test_heads_refuse_configurations_that_do_not_fit(fields, message):
+    with pytest.raises(ValueError, match=message):
+        VggtForReconstruction(small_config(**fields))
