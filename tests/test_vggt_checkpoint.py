@@ -285,7 +285,7 @@ def peak_of(program: str, *arguments: object) -> int:
 
 
 @linux
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pt", pytest.param(".safetensors", marks=pytest.mark.slow)])
 def test_conversion_streams(tmp_path, suffix):
     """Beyond what the libraries take, the peak stays under 1.3 times the checkpoint, with a change of dtype at that."""
     state = {name: torch.zeros(shape) for name, shape in official_shapes(wide_config()).items()}
