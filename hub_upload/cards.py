@@ -110,7 +110,7 @@ def model_card(facts: ModelFacts) -> str:
         data_in_words=" and ".join(source.title for source in facts.sources),
         is_tiny=facts.num_parameters < TINY_PARAMETERS,
         evaluations=facts.evaluations,
-        conditions=sorted({words for evaluation in facts.evaluations for words in evaluation.conditions}),
+        conditions=list(dict.fromkeys(words for evaluation in facts.evaluations for words in evaluation.conditions)),
         settings=None if facts.run_config is None else changed_settings(facts.run_config),
         licence_in_words=encoder.notice,
         **facts.processor,
@@ -254,7 +254,8 @@ def _task_table(task: str, result: dict[str, Any]) -> TaskTable | None:
         for figure in (ANSWER_FIGURES if protocol else ACTION_FIGURES)
         if figure.metric in first["scores"]
     ]
-    return TaskTable(TASK_TITLES[task], protocol, first["count"], list(sections), figures)
+    count = first["count"] if protocol else first["count"]["all"]
+    return TaskTable(TASK_TITLES[task], protocol, count, list(sections), figures)
 
 
 def _section(result: dict[str, Any], protocol: str | None) -> dict[str, Any]:
