@@ -47,6 +47,7 @@ class Side:
 
     @property
     def dataset_fingerprint(self) -> str | None:
+        """Of the data it was asked about, or None where the file does not say."""
         return self.config.get("predictions", {}).get("fingerprints", {}).get("dataset")
 
 

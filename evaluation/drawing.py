@@ -21,6 +21,7 @@ CELL_RANGE_M, POINTS_PER_CELL = (0.025, 0.08), 3
 BELOW_CEILING_M = 2.0
 POINTS_PER_VIEW = 40_000
 PLAN_MARGIN_M = 0.4
+BEYOND_M = 2.0
 CAMERA_LENGTH_M = 0.45
 MAX_PLAN_M = 20.0
 EDGES = tuple((a, a | 1 << axis) for axis in range(3) for a in range(8) if not a >> axis & 1)
@@ -75,18 +76,10 @@ def plan(example: SceneExample, truth: Anchors, predicted: Anchors, underlay: tu
         truth, predicted: boxes in the world frame.
         underlay: key of a picture and its bounds [x0, y0, x1, y1] in metres, or None.
     """
-    corners = [box_corners(anchor)[:, :2] for anchor in (*truth, *predicted)]
-    centers = example.world_from_cam[:, :2, 3]
-    known = [*corners[: len(truth)], centers, *([underlay[1].reshape(2, 2)] if underlay else [])]
-    low, high = np.concatenate(known).min(axis=0), np.concatenate(known).max(axis=0)
-    for each in corners[len(truth) :]:  # a prediction far outside must not shrink the room to a dot
-        low, high = (
-            np.maximum(np.minimum(low, each.min(axis=0)), low - 2),
-            np.minimum(np.maximum(high, each.max(axis=0)), high + 2),
-        )
-    low, high = low - PLAN_MARGIN_M, np.minimum(high + PLAN_MARGIN_M, low + MAX_PLAN_M)
+    low, high = _extent(example, truth, predicted, underlay)
     parts = [_underlay(underlay), _metre_grid(low, high)]
-    parts += [_camera(matrix, k, image.size[0], index == 0) for index, (matrix, k, image) in enumerate(_views(example))]
+    cameras = zip(example.world_from_cam, example.intrinsics, example.images)
+    parts += [_camera(matrix, k, image.size[0], index == 0) for index, (matrix, k, image) in enumerate(cameras)]
     parts += [_footprint(anchor, "truth") for anchor in truth]
     parts += [_footprint(anchor, "predicted") for anchor in predicted]
     parts.append(_scale_bar(low))
@@ -103,7 +96,10 @@ def room_from_above(example: SceneExample) -> tuple[str, Float] | None:
     """
     if example.depth is None or example.world_from_cam is None:
         return None
-    clouds = [_coloured_points(*view) for view in zip(example.images, example.depth, *_cameras(example))]
+    clouds = [
+        _coloured_points(*view)
+        for view in zip(example.images, example.depth, example.world_from_cam, example.intrinsics)
+    ]
     points, colours = (np.concatenate(parts) for parts in zip(*clouds))
     if not len(points):
         return None
@@ -165,14 +161,6 @@ def _path(points: Float) -> str:
     return f"M{first[0]:.1f} {first[1]:.1f}" + "".join(f"L{x:.1f} {y:.1f}" for x, y in rest)
 
 
-def _cameras(example: SceneExample) -> tuple[Float, Float]:
-    return example.world_from_cam, example.intrinsics
-
-
-def _views(example: SceneExample) -> list[tuple[Float, Float, Image.Image]]:
-    return list(zip(example.world_from_cam, example.intrinsics, example.images))
-
-
 def _coloured_points(
     image: Image.Image, depth: NDArray[np.float32] | None, world_from_cam: Float, intrinsics: Float
 ) -> tuple[Float, NDArray[np.uint8]]:
@@ -231,6 +219,19 @@ def _scale_bar(low: Float) -> str:
     x, y = low[0] * 100 + 15, -low[1] * 100 - 15
     bar = f'<path class="bar" d="M{x:.0f} {y - 5:.0f}v5h100v-5" fill="none"/>'
     return f'{bar}<text x="{x + 50:.0f}" y="{y - 10:.0f}" text-anchor="middle" style="font-size:18px">1 m</text>'
+
+
+def _extent(
+    example: SceneExample, truth: Anchors, predicted: Anchors, underlay: tuple[str, Float] | None
+) -> tuple[Float, Float]:
+    """Lowest and highest x and y to show: all that is known to be there, and of predictions what is not far off."""
+    known = [example.world_from_cam[:, :2, 3], *(box_corners(anchor)[:, :2] for anchor in truth)]
+    if underlay is not None:
+        known.append(underlay[1].reshape(2, 2))
+    low, high = np.concatenate(known).min(axis=0), np.concatenate(known).max(axis=0)
+    said = np.concatenate([np.stack([low, high]), *(box_corners(anchor)[:, :2] for anchor in predicted)])
+    low, high = np.maximum(said.min(axis=0), low - BEYOND_M), np.minimum(said.max(axis=0), high + BEYOND_M)
+    return low - PLAN_MARGIN_M, np.minimum(high + PLAN_MARGIN_M, low + MAX_PLAN_M)
 
 
 def _on_plan(points: Sequence[Float]) -> str:

@@ -245,7 +245,7 @@ def _protocols(scores: TaskScores) -> str:
     for protocol, entry in entries.items():
         values = (entry["all"]["scores"].get(name) for name in names)
         cells = ["–" if value is None else f"{value:.2f}" for value in values]
-        rows.append([escape(protocol), *cells, f'<td class="why">{escape(entry["difference"])}</td>'])
+        rows.append([escape(protocol), *cells, _why(entry["difference"])])
     marked = list(entries).index(scores.headline)
     head = ["Protocol", *names, '<th scope="col" class="why">What it does</th>']
     intro = (
@@ -266,11 +266,21 @@ def _published(task: str, evaluation: Evaluation) -> str:
         "this run",
     ]
     others = [
-        [escape(each.system), *(_number(each.scores.get(name)) for name in names), escape(each.source)]
+        [escape(each.system), *(_number(each.scores.get(name)) for name in names), _why(each.source)]
         for each in systems
     ]
-    body = table(["System", *names, "Source"], [ours, *others], f"{CAVEAT.capitalize()}.", marked=0)
+    body = table(
+        ["System", *names, '<th scope="col" class="why">Source</th>'],
+        [ours, *others],
+        f"{CAVEAT.capitalize()}.",
+        marked=0,
+    )
     return f"<div><h3>Beside published figures</h3>{body}</div>"
+
+
+def _why(text: str) -> str:
+    """A cell of words, not of numbers."""
+    return f'<td class="why">{escape(text)}</td>'
 
 
 def _number(value: float | None) -> str:
