@@ -97,7 +97,7 @@ def test_same_bytes_whatever_the_number_of_processes(dataset, tmp_path):
 
 def test_killed_build_is_no_dataset_and_can_be_repeated(dataset, tmp_path):
     root = tmp_path / "rooms"
-    command = [sys.executable, "-m", "datasets_scripts.build", "--output", str(root), *SMALL, "--num-proc", "1"]
+    command = [sys.executable, "-m", "datasets_scripts.build", "--output", str(root), *SMALL, "--num-proc", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list((root / ".partial").glob("*.arrow")):
         assert process.poll() is None
