@@ -23,7 +23,7 @@ MAX_SEEN_DEPTH_M = 8.0
 SEEN_AGAIN = 0.2
 NEAR_DUPLICATE_M, NEAR_DUPLICATE_DEG = 0.15, 8.0
 BLUR_WINDOW, BLUR_SHARE = 10, 0.5
-_GRID = 48
+LOOK_GRID = 48
 
 Float = NDArray[np.float64]
 Voxels = NDArray[np.int64]
@@ -93,18 +93,23 @@ def share_seen(seen: Sequence[Voxels], chosen: Sequence[int]) -> float:
 
 
 def depth_voxels(
-    depth_m: ArrayLike, intrinsics: ArrayLike, world_from_cam: ArrayLike, voxel_m: float = VOXEL_M
+    depth_m: ArrayLike,
+    intrinsics: ArrayLike,
+    world_from_cam: ArrayLike,
+    voxel_m: float = VOXEL_M,
+    grid: int = LOOK_GRID,
 ) -> Voxels:
     """Ids of the voxels of world space on the surfaces a frame sees, ascending.
 
     Args:
-        depth_m: [H, W] metres, not valid at and below 0; sampled on a grid of about 48 by 48 pixels.
+        depth_m: [H, W] metres, not valid at and below 0.
         intrinsics: [3, 3] in pixels of the depth map.
         world_from_cam: [4, 4].
         voxel_m: side of a voxel.
+        grid: at most so many rows and columns of pixels are looked at.
     """
     depth = np.asarray(depth_m, dtype=np.float64)
-    rows, columns = (np.linspace(0, side - 1, min(side, _GRID)).round().astype(np.int64) for side in depth.shape)
+    rows, columns = (np.linspace(0, side - 1, min(side, grid)).round().astype(np.int64) for side in depth.shape)
     sampled = depth[rows[:, None], columns]
     valid = valid_depth(sampled) & (sampled < MAX_SEEN_DEPTH_M)
     pixels = np.stack(np.meshgrid(columns + 0.5, rows + 0.5), axis=-1)[valid]
