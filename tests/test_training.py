@@ -75,8 +75,8 @@ def build_trainer(argv: list[str]) -> SceneTrainer:
     torch.manual_seed(args.seed)
     model, processor = load_model(model_args.model, model_args.tokenizer)
     set_trainable(model, model_args.trainable_parts, model_args.frozen_text_layers)
-    dataset = SceneDataset(data_args.dataset, "train", data_args.num_views, data_args.tasks)
-    return SceneTrainer(model, args, data_args, processor, dataset)
+    train, val = (SceneDataset(data_args.dataset, s, data_args.num_views, data_args.tasks) for s in ("train", "val"))
+    return SceneTrainer(model, args, data_args, processor, train, val)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,10 @@ def test_checkpoints_without_marker_do_not_count(small_json, rooms, tmp_path):
 
 
 def test_a_checkpoint_holds_everything(small_json, rooms, tmp_path):
-    build_trainer(settings(small_json, rooms, tmp_path, max_steps=1, save_steps=1)).train()
+    argv = settings(small_json, rooms, tmp_path, max_steps=1, save_steps=1, eval_strategy="steps", eval_steps=1)
+    trainer = build_trainer(argv)
+    trainer.train()
+    assert any(entry.get("eval_loss", 0) > 0 for entry in trainer.state.log_history)
     names = {path.name for path in (tmp_path / "checkpoint-1").iterdir()}
     assert {
         "model.safetensors", "config.json", "generation_config.json", "processor_config.json", "tokenizer.json",
@@ -222,6 +225,7 @@ def test_two_processes_train_save_and_resume(how, small_json, rooms, tmp_path):
         small_json, rooms, tmp_path / "one", max_steps=4, geometry_dropout=0.5, per_device_train_batch_size=8
     )
     trainer = build_trainer(alone)
+    assert any(_has_one_camera(batch) for batch in trainer.get_train_dataloader()), "no step mixes ranks"
     trainer.train()
     reference = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses(tmp_path) == pytest.approx(reference, rel=2e-3), "two ranks of 4 take the steps of one of 8"
@@ -249,7 +253,7 @@ def test_the_command_of_the_readme_works_on_one_process(small_json, rooms, tmp_p
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_recipes_are_read_to_the_last_key(path, tmp_path):
     assert set(read_yaml(path)) <= known_keys()
-    parse_arguments(["--config", str(path), "--output_dir", str(tmp_path)])
+    parse_arguments(["--config", str(path), "--output_dir", str(tmp_path), "--use_cpu", "true"])
 
 
 def test_unknown_settings_name_the_nearest(tmp_path):
@@ -279,6 +283,11 @@ def test_several_gpus_in_one_process_are_refused(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(RuntimeError, match="accelerate launch --num_processes 2"):
         refuse_data_parallel(2)
+
+
+def _has_one_camera(batch: dict[str, torch.Tensor]) -> bool:
+    """Whether one of the two scenes, so one of the two ranks, has cameras and the other has none."""
+    return batch["geometry_mask"].tolist() in ([True, False], [False, True])
 
 
 def _free_port() -> int:
