@@ -111,7 +111,6 @@ def join_parts(
     for fresh in filter(None, (model.model.resampler, model.model.geometry_tokens)):
         fresh.to_empty(device="cpu").apply(model._init_weights)
         fresh.to(encoder.dtype)
-    model.tie_weights()
     return model.eval()
 
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3ForCausalLM
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hub_upload.assemble_checkpoint import assemble, main
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import PerceiverConfig
 from modeling_vggt_qwen3.modeling_vggt import VggtModel
 from tests.conftest import REPOSITORY
-from tests.qwen import write_small_qwen3
+from tests.qwen import small_qwen3, write_tokenizer
 from tests.vggt import convert_fixture
 
 PERCEIVER = {"hidden_size": 32, "num_latents": 4, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -28,7 +28,8 @@ PERCEIVER["feature_layers"] = [-1, 0, 4]
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("parts")
-    write_small_qwen3(folder / "qwen3")
+    small_qwen3().save_pretrained(folder / "qwen3")
+    write_tokenizer(folder / "qwen3")
     return str(convert_fixture(folder)), str(folder / "qwen3")
 
 
@@ -66,17 +67,21 @@ def test_loads_by_auto_classes_and_answers(assembled):
     assert not set(tokens[0, -4:].tolist()) & {151652, 151653, 151655}
 
 
-def test_both_parts_keep_their_numbers(parts, tmp_path):
-    model = assemble(*parts, tmp_path / "out", perceiver=PerceiverConfig(**PERCEIVER), dtype=torch.float32)
+@pytest.mark.parametrize("tie", [True, False])
+def test_both_parts_keep_their_numbers(parts, tmp_path, tie):
+    shutil.copytree(parts[1], tmp_path / "qwen3")
+    text_model = small_qwen3(tie)
+    text_model.save_pretrained(tmp_path / "qwen3")
+    perceiver = PerceiverConfig(**PERCEIVER)
+    model = assemble(parts[0], str(tmp_path / "qwen3"), tmp_path / "out", perceiver=perceiver, dtype=torch.float32)
     loaded = type(model).from_pretrained(tmp_path / "out")
-    token_ids = torch.tensor([[9707, 1879, 151644, 872, 198]])
-    pixels = torch.rand(1, 2, 3, 42, 56)
+    token_ids, pixels = torch.tensor([[9707, 1879, 151644, 872, 198]]), torch.rand(1, 2, 3, 42, 56)
+    encoder = VggtModel.from_pretrained(parts[0])
     with torch.no_grad():
         for whole in (model, loaded):
-            text = Qwen3ForCausalLM.from_pretrained(parts[1])(token_ids).logits
-            assert torch.equal(whole(input_ids=token_ids).logits, text)
-            tokens = VggtModel.from_pretrained(parts[0])(pixels).last_hidden_state
-            assert torch.equal(whole.model.vision_model(pixels).last_hidden_state, tokens)
+            assert torch.equal(whole(input_ids=token_ids).logits, text_model(token_ids).logits)
+            assert torch.equal(whole.model.vision_model(pixels).last_hidden_state, encoder(pixels).last_hidden_state)
+            assert (whole.lm_head.weight is whole.get_input_embeddings().weight) == tie
 
 
 def test_fresh_parts_depend_on_the_seed_alone(parts, tmp_path):
