@@ -57,10 +57,6 @@ class LegacyRow:
     def shows_other_scene(self) -> bool:
         return any(scene not in (None, self.scene_id) for scene in self.image_scenes)
 
-    @property
-    def sample_id(self) -> str:
-        return f"{self.task}/{self.question_id}"
-
 
 Official = Mapping[tuple[str, str, str], list[Row]]  # (task, scene_id, question) -> rows of the official files
 
@@ -106,7 +102,9 @@ def repair(rows: Iterable[LegacyRow], official: Official, skips: Skips) -> list[
             skips.skip("image of another scene, repaired", row.where)
         if row.has_geometry:
             skips.skip("geom_token not used", row.where)
-        sample = truth or qa_row(row.sample_id, row.scene_id, row.task, row.question, list(row.answers), row.situation)
+        sample = truth or qa_row(
+            row.question_id, row.scene_id, row.task, row.question, list(row.answers), row.situation
+        )
         if sample["sample_id"] in repaired:
             skips.skip("repeated question", f"{row.where}: {sample['sample_id']}")
         else:
@@ -152,7 +150,7 @@ def _truth(row: LegacyRow, official: Official) -> Row | None:
     candidates = official.get((row.task, scenes.pop(), row.question), [])
     matching = [found for found in candidates if set(row.answers) & set(found["answers"])]
     if not row.shows_other_scene:
-        matching = [found for found in matching if found["sample_id"] == row.sample_id]
+        matching = [found for found in matching if found["sample_id"] == row.question_id]
     return matching[0] if len(matching) == 1 else None
 
 

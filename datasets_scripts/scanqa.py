@@ -86,4 +86,4 @@ def _row(record: Any, split: str, where: str) -> Row:
         answers = [checked(answer, str, f"{where}, answers") for answer in listed]
         if not answers or not all(answer.strip() for answer in answers):
             raise SourceError(f"{where}, answers is {answers}, wanted at least one and none blank")
-    return qa_row(f"scanqa/{question_id}", scene_id, "scanqa", text_of(record, "question", where), answers)
+    return qa_row(question_id, scene_id, "scanqa", text_of(record, "question", where), answers)

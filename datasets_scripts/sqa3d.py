@@ -172,7 +172,7 @@ def _situated(record: Any, annotations: dict[int, Any], split: str, where: str) 
     if split == "train":
         others = key_of(record, "alternative_situation", list, where)
         situations += [text for text in (checked(other, str, where).strip() for other in others) if text]
-    ids = [f"sqa3d/{question_id}"] + [f"sqa3d/{question_id}/alternative-{i}" for i in range(1, len(situations))]
+    ids = [f"{question_id}"] + [f"{question_id}/alternative-{i}" for i in range(1, len(situations))]
     question = text_of(record, "question", where)
     rows = [qa_row(i, scene_id, "sqa3d", question, answers, text) for i, text in zip(ids, situations)]
     return [Situated(row, position, yaw) for row in rows]

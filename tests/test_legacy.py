@@ -64,9 +64,9 @@ def test_a_row_gets_back_the_scene_its_image_shows(tmp_path: Path) -> None:
     skips = Skips(True)
     repaired = [sample for sample, _ in repair(rows, index_official(official(tmp_path)), skips)]
     assert [(sample["scene_id"], sample["sample_id"], sample["answers"]) for sample in repaired] == [
-        (A, "scanqa/train-scene0001-0", ["brown", "dark brown"]),
-        (B, "scanqa/train-scene0002-7", ["brown", "brown dresser"]),
-        (B, "scanqa/train-scene0002-1", ["round"]),
+        (A, "train-scene0001-0", ["brown", "dark brown"]),
+        (B, "train-scene0002-7", ["brown", "brown dresser"]),
+        (B, "train-scene0002-1", ["round"]),
     ]
     assert skips.counts == {"image of another scene, repaired": 1, "image of another scene, truth unknown": 1}
 
@@ -92,11 +92,11 @@ def test_a_repaired_question_gets_its_own_situation(tmp_path: Path) -> None:
     mixed = row(B, 2, "Which way?", "left", shown=A, task="sqa3d", situation="By the bed.")
     rows = read_legacy(write_rows(tmp_path / "x.jsonl", [mixed]), Skips(True))
     ((sample, _),) = repair(rows, index_official(truth), Skips(True))
-    assert (sample["scene_id"], sample["sample_id"], sample["situation"]) == (A, "sqa3d/1", "At the desk.")
+    assert (sample["scene_id"], sample["sample_id"], sample["situation"]) == (A, "1", "At the desk.")
 
 
 def test_an_ambiguous_truth_is_no_truth(tmp_path: Path) -> None:
-    twice = [*official(tmp_path), official(tmp_path)[1] | {"sample_id": "scanqa/other"}]
+    twice = [*official(tmp_path), official(tmp_path)[1] | {"sample_id": "other"}]
     rows = read_legacy(write_rows(tmp_path / "x.jsonl", ROWS[1:2]), Skips(True))
     skips = Skips()
     assert repair(rows, index_official(twice), skips) == []
@@ -152,8 +152,8 @@ def test_bird_views_build_into_a_dataset(tmp_path: Path, capsys: pytest.CaptureF
     assert "training scene in a held-out room: 1" in printed and "image unreadable: 1" in printed
     dataset = SceneDataset([tmp_path / "built"], "train", num_views=8)
     assert [dataset.sample(i)["sample_id"] for i in range(2)] == [
-        "scanqa/train-scene0002-7",
-        "scanqa/train-scene0002-1",
+        "train-scene0002-7",
+        "train-scene0002-1",
     ]
     example = dataset[dataset.fixed_draws(8)[0]]
     assert example.world_from_cam is None and example.scene_id == B

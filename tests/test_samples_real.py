@@ -30,7 +30,7 @@ def test_scanqa_keeps_every_answer_in_order(tmp_path: Path) -> None:
     (row,) = read_scanqa(path, split_of(path), Skips(True))
     validate_sample(row)
     assert row["answers"] == ["brown", "brown", "dark brown"]
-    assert (row["sample_id"], row["scene_id"], row["question_type"]) == ("scanqa/val-scene0000-0", SCENE, "what")
+    assert (row["sample_id"], row["scene_id"], row["question_type"]) == ("val-scene0000-0", SCENE, "what")
 
 
 def test_scanqa_tests_have_no_answers(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ BAD_RECORDS = {
 def test_damaged_records_are_counted_or_named(tmp_path: Path, fault: str) -> None:
     path = write_scanqa(tmp_path / "ScanQA_v1.0_val.json", [GOOD, BAD_RECORDS[fault]])
     skips = Skips()
-    assert [row["sample_id"] for row in read_scanqa(path, "val", skips)] == ["scanqa/val-scene0000-1"]
+    assert [row["sample_id"] for row in read_scanqa(path, "val", skips)] == ["val-scene0000-1"]
     assert skips.counts == {"question unreadable": 1}
     with pytest.raises(SourceError, match=r"val\.json\[1\]"):
         read_scanqa(path, "val", Skips(True))
@@ -98,7 +98,7 @@ def test_an_excerpt_of_sqa3d() -> None:
     for row in rows:
         validate_sample(row)
     assert len(rows) == 6
-    assert rows[0]["sample_id"] == "sqa3d/220602000037"
+    assert rows[0]["sample_id"] == "220602000037"
     assert rows[0]["question"] == "Which direction should I toss a used napkin?"
     assert rows[0]["situation"].startswith("I am wiping a table") and rows[0]["answers"] == ["right"]
     assert rows[0]["question_type"] == "which"
