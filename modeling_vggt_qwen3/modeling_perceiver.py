@@ -7,7 +7,7 @@ the reference frame of view 0 (origin at its camera, +Z up, +Y forward, metres) 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,12 @@ class SceneGeometry:
                     f"{name} is {tensor.dtype}; it must stay float32, since half precision loses centimetres. "
                     "Cast only pixel_values, or use the processor's own `.to`, which leaves cameras alone"
                 )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SceneGeometry:
+        """The same on another device, as accelerate asks for where the parts of a model lie on several."""
+        tensors = {key: value for key, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved = {key: value.to(device, non_blocking=non_blocking) for key, value in tensors.items()}
+        return replace(self, **moved)
 
 
 def patch_rays(geometry: SceneGeometry, patch_size: int) -> torch.Tensor:

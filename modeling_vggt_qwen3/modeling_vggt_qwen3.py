@@ -66,7 +66,12 @@ class VggtQwen3PreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Qwen3DecoderLayer", "PerceiverLayer", "VggtBlock"]  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        "Qwen3DecoderLayer",
+        "VggtModel",
+        "PerceiverResampler",
+        "GeometryTokens",
+    ]
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -130,12 +135,12 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         if self.geometry_tokens is None or scene_geometry is None:
             return VisualTokens(pooler_output=latents, mask=mask)
 
-        tokens = self.geometry_tokens(scene_geometry).to(latents.dtype)
+        tokens = self.geometry_tokens(scene_geometry).to(latents)
         if self.training:  # every rank must give these parameters a gradient, also where no scene has cameras
             latents = latents + 0.0 * tokens.sum()
-        tokens_mask = scene_geometry.geometry_mask[:, None].expand(tokens.shape[:2])
+        tokens_mask = scene_geometry.geometry_mask[:, None].expand(tokens.shape[:2]).to(mask.device)
         if view_mask is not None:
-            tokens_mask = tokens_mask & view_mask
+            tokens_mask = tokens_mask & view_mask.to(mask.device)
         return VisualTokens(
             pooler_output=torch.cat((tokens, latents), dim=1), mask=torch.cat((tokens_mask, mask), dim=1)
         )
@@ -170,9 +175,9 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             _check_counts(placeholders.sum(1), torch.zeros_like(input_ids[:, 0]))
             return embeds
         scene_index = self._check_scene_index(scene_index, len(input_ids), len(visual.mask), input_ids.device)
-        mask = visual.mask[scene_index]
+        mask = visual.mask.to(embeds.device)[scene_index]
         _check_counts(placeholders.sum(1), mask.sum(1))
-        tokens = visual.pooler_output[scene_index][mask].to(embeds.dtype)  # rows in order, as the placeholders are
+        tokens = visual.pooler_output.to(embeds)[scene_index][mask]  # rows in order, as the placeholders are
         return embeds.masked_scatter(placeholders.unsqueeze(-1), tokens)
 
     @staticmethod
@@ -254,6 +259,8 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixi
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    # Kept out of quantization, which would blur geometry, and out of float16, whose range the encoder leaves.
+    _keep_in_fp32_modules = ["model.vision_model", "model.resampler", "model.geometry_tokens"]  # noqa: RUF012
 
     def __init__(self, config: VggtQwen3Config) -> None:
         super().__init__(config)
