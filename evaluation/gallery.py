@@ -92,7 +92,7 @@ def card(row: Row, verdict: str, label: str, detail: str, lines: Iterable[Line])
     if row["flags"].get("truncated"):
         meta.append("cut off by the token limit")
     return {
-        "order": hashlib.sha256(row["sample_id"].encode()).hexdigest(),
+        "order": hashlib.sha256(row["sample_id"].encode()).hexdigest()[:8],
         "task": row["task"],
         "type": row["question_type"],
         "verdict": verdict,

@@ -71,9 +71,10 @@ def test_an_action_is_printed_in_metres_of_the_world(checkpoint, tmp_path, capsy
     assert "Z points up" in err
 
 
-def test_without_cameras_metres_are_unknown(checkpoint, tmp_path, capsys, saying):
+@pytest.mark.parametrize("text", [ANCHOR, "on the table"])
+def test_without_cameras_metres_are_unknown(text, checkpoint, tmp_path, capsys, saying):
     folder = rgbd(tmp_path / "scan", y_down())
-    given = saying(ANCHOR)
+    given = saying(text)
     evaluator.main(["--model", checkpoint, "--images", str(folder), "--question", "Place it.", "--action"])
     assert not bool(given["geometry_mask"].any())
     out, err = capsys.readouterr()

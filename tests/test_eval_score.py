@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import re
 from pathlib import Path
 
@@ -152,26 +151,28 @@ def test_the_paired_bootstrap_covers_and_tests():
     assert paired_bootstrap([0.0] * 10)["p"] == 1.0
 
 
-def rows_of(folder: Path, answers: list[dict], rooms: Path, chosen: set[int]) -> Path:
-    """A predictions.jsonl as a run writes it."""
-    spoiled = [{**row, "prediction": "nonsense"} if i in chosen else row for i, row in enumerate(answers)]
+def rows_of(folder: Path, answers: list[dict], rooms: Path, wrong: set[str]) -> Path:
+    """A predictions.jsonl as a run writes it, with wrong answers to some samples."""
+    spoiled = [{**row, "prediction": "nonsense"} if row["sample_id"] in wrong else row for row in answers]
     folder.mkdir()
     rows = score(spoiled, rooms, folder).rows["predictions"]
     return write_rows(folder / "predictions.jsonl", rows).parent
 
 
 def test_a_comparison_says_what_changed(answers, rooms, tmp_path, capsys):
-    questions = [i for i, row in enumerate(answers) if not row["prediction"].startswith("{")]
+    questions = [row["sample_id"] for row in answers if not row["prediction"].startswith("{")]
     first = rows_of(tmp_path / "a", answers, rooms, set(questions[:5]))
-    second = rows_of(tmp_path / "b", list(random.Random(0).sample(answers, len(answers))), rooms, set())
+    second = rows_of(tmp_path / "b", answers, rooms, {questions[4], questions[7]})
+    lines = (second / "predictions.jsonl").read_text().splitlines()
+    (second / "predictions.jsonl").write_text("\n".join(reversed(lines)))
     compared = evaluator.main(["compare", str(first), str(second), "--num-resamples", "0"])
     right = compared["rooms_qa"].tests["right"]
-    assert (right["only_first"], right["only_second"], right["neither"]) == (0, 5, 0)
-    assert right["p"] == pytest.approx(2 * 0.5**5)
+    assert (right["only_first"], right["only_second"], right["neither"]) == (1, 4, 1)
+    assert right["p"] == pytest.approx(2 * (1 + 5) / 2**5)
     change = compared["rooms_qa"].tests["metrics"]["EM@1"]
-    assert change["difference"] == pytest.approx(100 * 5 / len(questions))
+    assert change["difference"] == pytest.approx(100 * 3 / len(questions))
     assert compared["rooms_actions"].tests["right"]["p"] == 1.0
-    assert "only in B 5" in capsys.readouterr().out
+    assert "only in A 1, only in B 4, in neither 1" in capsys.readouterr().out
     page = (second / "compare-a-b.html").read_text()
     assert "nonsense" in page
     assert '"Gained"' in page
