@@ -104,6 +104,6 @@ def build_processor(
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     token_id = tokenizer.convert_tokens_to_ids(token)
-    if token_id is None or token_id == tokenizer.unk_token_id:
+    if token_id is None or tokenizer.convert_ids_to_tokens(token_id) != token:  # an unknown one may get another's id
         raise ValueError(f"the tokenizer {tokenizer.name_or_path} lacks {token}; use one of the Qwen family")
     return token_id
