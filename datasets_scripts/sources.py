@@ -22,6 +22,7 @@ from datasets_scripts.choose import MILLIMETRES, ViewOptions, chosen_row
 from datasets_scripts.instructions import View, action_samples
 from datasets_scripts.legacy_jsonl import LegacyRow, index_official, open_legacy, read_legacy, repair
 from datasets_scripts.photos import parse_gravity
+from datasets_scripts.photos_capture import find_photo_scenes, open_photos, read_own_questions
 from datasets_scripts.planes import find_planes, open_planes
 from datasets_scripts.roomplan_capture import find_roomplan, open_roomplan
 from datasets_scripts.scannet import find_scannet, open_scannet, room_of
@@ -149,14 +150,7 @@ class ScanNetSource(CaptureSource):
             for question in _QA_READERS[dataset](path, split, skips):
                 row = question.row if isinstance(question, Situated) else question
                 questions.setdefault(row["scene_id"], []).append((split, question))
-        for scene_id in sorted(set(questions) - set(scenes)):
-            error = SourceError(
-                f"{self.root} holds no frames of {scene_id}, which {len(questions[scene_id])} ask about"
-            )
-            skips.fault("scene without frames", error)
-        asked = {scene_id: questions[scene_id] for scene_id in scenes if scene_id in questions}
-        skips.skip("scene that nothing asks about", str(self.root), len(scenes) - len(asked))
-        return works_of(asked, scenes, room_of, skips)
+        return works_of(_asked(questions, scenes, self.root, skips), scenes, room_of, skips)
 
     def open(self, work: SceneWork, skips: Skips) -> Capture:
         return open_scannet(work.place, skips, unaligned=self.unaligned)
@@ -222,6 +216,36 @@ class LegacySource(CaptureSource):
     def samples(self, work: SceneWork, capture: Capture, row: Row, skips: Skips) -> Iterator[tuple[str, Row]]:
         for split, (sample, _) in work.questions:
             yield split, sample
+
+    def source_files(self) -> dict[str, str]:
+        return {path.name: file_sha256(path) for _, _, path in self.qa}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotosSource(CaptureSource):
+    """Folders of photographs with questions of one's own; `qa` are ("own", split, file)."""
+
+    qa: tuple[tuple[str, str | None, Path], ...]
+    gravity: tuple[float, float, float] | None = None
+    scale: float | None = None
+
+    name = "photos"
+
+    def works(self, skips: Skips) -> list[SceneWork]:
+        scenes = find_photo_scenes(self.root)
+        questions: dict[str, list[Question]] = {}
+        for dataset, split, path in self.qa:
+            if dataset != "own":
+                raise SourceError(f"--qa {dataset}=…: the source photos reads own=FILE.jsonl")
+            for row in read_own_questions(path, skips):
+                questions.setdefault(row["scene_id"], []).append((split or split_of(path), row))
+        return works_of(_asked(questions, scenes, self.root, skips), scenes, str, skips)
+
+    def open(self, work: SceneWork, skips: Skips) -> Capture:
+        return open_photos(work.place, skips, self.gravity, self.scale)
+
+    def samples(self, work: SceneWork, capture: Capture, row: Row, skips: Skips) -> Iterator[tuple[str, Row]]:
+        yield from work.questions
 
     def source_files(self) -> dict[str, str]:
         return {path.name: file_sha256(path) for _, _, path in self.qa}
@@ -322,6 +346,18 @@ def works_of(
     return works
 
 
+def _asked(
+    questions: Mapping[str, list[Question]], scenes: Mapping[str, Any], root: Path, skips: Skips
+) -> dict[str, list[Question]]:
+    """The questions whose scene is there; the others, and scenes without a question, are counted."""
+    for scene_id in sorted(set(questions) - set(scenes)):
+        error = SourceError(f"{root} holds no frames of {scene_id}, which {len(questions[scene_id])} ask about")
+        skips.fault("scene without frames", error)
+    asked = {scene_id: questions[scene_id] for scene_id in scenes if scene_id in questions}
+    skips.skip("scene that nothing asks about", str(root), len(scenes) - len(asked))
+    return asked
+
+
 def _hashed_works(places: Mapping[str, Any], val_share: float) -> list[SceneWork]:
     def split(scene_id: str) -> str:
         return "heldout" if zlib.crc32(scene_id.encode()) / 2**32 < val_share else "train"
@@ -359,7 +395,9 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the real sources to the build's command line; --seed is shared with the rooms."""
     group = parser.add_argument_group("real scenes")
     group.add_argument("--scan-root", type=Path, help="folder of the raw scenes")
-    group.add_argument("--qa", action="append", default=[], metavar="NAME[:SPLIT]=PATH", help="scanqa, sqa3d, legacy")
+    group.add_argument(
+        "--qa", action="append", default=[], metavar="NAME[:SPLIT]=PATH", help="scanqa, sqa3d, own, legacy"
+    )
     group.add_argument(
         "--official", action="append", default=[], metavar="NAME=PATH", help="to repair legacy files from"
     )
@@ -370,7 +408,8 @@ def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--depth-side", type=int, default=ViewOptions.depth_side, help="longest side, 0 = as it is")
     group.add_argument("--max-scenes", type=int, help="build only the first ones")
     group.add_argument("--val-share", type=float, default=0.1, help="share of RoomPlan and planes scenes that is val")
-    group.add_argument("--gravity", help="x,y,z in which things fall, for planes")
+    group.add_argument("--gravity", help="x,y,z in which things fall, for planes and photos")
+    group.add_argument("--scale", type=float, help="metres of one unit of the cameras of photos")
     group.add_argument("--unaligned", action="store_true", help="accept ScanNet scenes without <scene>.txt")
     group.add_argument("--strict", action="store_true", help="stop at the first fault instead of counting it")
 
@@ -389,10 +428,8 @@ def capture_source(name: str, args: argparse.Namespace) -> CaptureSource:
         faults.append(f"--max-scenes is {args.max_scenes}, wanted at least 1")
     if not 0 <= args.val_share < 1:
         faults.append(f"--val-share is {args.val_share}, wanted 0 to below 1")
-    if name in ("scannet", "legacy") and not args.qa:
-        faults.append(
-            f"--source {name} needs --qa, e.g. --qa {'scanqa=ScanQA' if name == 'scannet' else 'legacy=x.jsonl'}"
-        )
+    if name in _NEEDS_QA and not args.qa:
+        faults.append(f"--source {name} needs --qa, e.g. --qa {_NEEDS_QA[name]}")
     if name == "planes" and args.gravity is None:
         faults.append("--source planes needs --gravity x,y,z: its files do not say which way is down")
     if faults:
@@ -404,6 +441,9 @@ def capture_source(name: str, args: argparse.Namespace) -> CaptureSource:
         return ScanNetSource(**shared, qa=qa, unaligned=args.unaligned)
     if name == "legacy":
         return LegacySource(**shared, qa=qa, official=tuple(parse_qa(text) for text in args.official))
+    if name == "photos":
+        gravity = None if args.gravity is None else tuple(float(value) for value in parse_gravity(args.gravity))
+        return PhotosSource(**shared, qa=qa, gravity=gravity, scale=args.scale)
     if name == "planes":
         gravity = tuple(float(value) for value in parse_gravity(args.gravity))
         return PlanesSource(**shared, gravity=gravity, val_share=args.val_share)
@@ -412,7 +452,8 @@ def capture_source(name: str, args: argparse.Namespace) -> CaptureSource:
     return ArkitScenesSource(**shared)
 
 
-CAPTURE_SOURCES = ("scannet", "arkitscenes", "roomplan", "planes", "legacy")
+CAPTURE_SOURCES = ("scannet", "arkitscenes", "roomplan", "planes", "photos", "legacy")
+_NEEDS_QA = {"scannet": "scanqa=ScanQA", "legacy": "legacy=train_split.jsonl", "photos": "own:train=questions.jsonl"}
 
 
 def _plain(value: Any) -> Any:

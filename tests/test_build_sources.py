@@ -23,8 +23,10 @@ from datasets import load_from_disk
 from PIL import Image
 
 from datasets_scripts import build as build_module
+from datasets_scripts.audit import main as audit
 from datasets_scripts.boxes import seen_share
 from datasets_scripts.build import main as build
+from datasets_scripts.export import main as export
 from datasets_scripts.show import main as show
 from datasets_scripts.sources import stored_views
 from processing.action_vggt_qwen3 import action_from_targets
@@ -229,6 +231,25 @@ def test_captures_of_roomplan_and_planes(tmp_path: Path, truths: list[Truth]) ->
         assert samples and all(
             target["kind"] == "plane" or source == "roomplan" for s in samples for target in s["targets"]
         )
+
+
+@pytest.mark.parametrize("cameras", [False, True])
+def test_own_photographs_and_questions(tmp_path: Path, scannet: Path, truths: list[Truth], cameras: bool) -> None:
+    """A stored scene written out as a plain folder and read back, with one's own question about it."""
+    export(["--dataset", str(scannet), "--scene", TRAIN, "--output", str(tmp_path / "photos" / "my-room")])
+    record = {"scene_id": "my-room", "question_id": "q1", "question": "What is it?", "answers": ["a room"]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(record))
+    command = ["--source", "photos", "--scan-root", str(tmp_path / "photos"), "--output", str(tmp_path / "out")]
+    command += ["--qa", f"own={tmp_path / 'train.jsonl'}", "--num-proc", "1", "--num-views", "4"]
+    assert build(command + (["--gravity", "0,0,-1", "--scale", "1"] if cameras else [])) == 0
+    (row,) = rows_of(tmp_path / "out", "scenes/train")
+    assert rows_of(tmp_path / "out", "samples/train")[0]["answers"] == ["a room"]
+    assert len(row["frame_ids"]) == 4 and row["is_metric"] == cameras
+    if cameras:
+        assert_same_scene(row, truths[0], int)
+    else:
+        assert row["world_from_cam"] is None and row["depth"] is None
+    assert audit([str(tmp_path / "out")]) == 0
 
 
 @pytest.mark.parametrize("select", ["uniform", "coverage", "first"])
