@@ -160,8 +160,8 @@ def find_sources(names: Iterable[str]) -> list[DataSource]:
     unknown = [name for name in names if name not in DATA_SOURCES]
     if unknown:
         raise ValueError(
-            f"the terms of the data source {', '.join(unknown)} are not known; those of these are: {', '.join(DATA_SOURCES)}: "
-            "add it to hub_upload/licences.py with its licence"
+            f"the terms of the data source {', '.join(unknown)} are not known: add it with its licence to "
+            f"hub_upload/licences.py, which has {', '.join(DATA_SOURCES)}"
         )
     return [DATA_SOURCES[name] for name in names]
 

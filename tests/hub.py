@@ -29,6 +29,7 @@ def make_checkpoint(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = small_config()
     config.text_config.vocab_size = 1536
+    config.text_config.hidden_size = config.text_config.intermediate_size = 64  # the least that 4 bits take
     model, processor = build_model(config, str(CONFIGS / "tokenizer-tiny"))
     with torch.no_grad():
         for parameter in model.parameters():
