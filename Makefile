@@ -21,6 +21,7 @@ setup: $(READY) ## a virtual environment in .venv with everything
 $(READY): requirements.txt requirements-dev.txt requirements-deepspeed.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools wheel -r requirements.txt -r requirements-dev.txt
+	$(PIP) --no-deps dashscope==2.0.2  # holds Qwen's vocabulary as a file, for a test
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation -r requirements-deepspeed.txt  # its build needs the torch just installed
 	@touch $@
 

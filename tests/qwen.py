@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import lzma
+from importlib.metadata import distribution
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-RANKS = Path(__file__).parent / "fixtures" / "qwen" / "qwen.tiktoken.xz"
+PACKAGE, RANKS = "dashscope", "dashscope/resources/qwen.tiktoken"  # Apache-2.0; read as data, never imported
 ADDED = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
     *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
@@ -27,7 +27,7 @@ ADDED = (
 
 def write_tokenizer(folder: Path) -> None:
     """tokenizer.json and tokenizer_config.json as the Qwen3 repositories hold them, without a chat template."""
-    lines = lzma.decompress(RANKS.read_bytes()).splitlines()
+    lines = Path(distribution(PACKAGE).locate_file(RANKS)).read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
     letters = bytes_to_unicode()
     spell = {token: "".join(letters[byte] for byte in token) for token in ranks}
