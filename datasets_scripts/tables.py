@@ -6,16 +6,18 @@ nor on how often the build was interrupted.
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets
+import pyarrow as pa
+from datasets import DatasetInfo, Features
 from datasets.arrow_writer import ArrowWriter
 
 from datasets_scripts.schema import (
@@ -108,9 +110,8 @@ def write_chunk(
                 validate_sample(row, labelled=table not in unlabelled)
             if table not in writers:
                 path = partial / f"{table.replace('/', '-')}-{number:06d}.arrow"
-                features = SCENE_FEATURES if is_scene else SAMPLE_FEATURES
                 writers[table] = stack.enter_context(
-                    ArrowWriter(path=str(path), features=features, writer_batch_size=_BATCH_ROWS)
+                    ArrowWriter(path=str(path), features=_features(table), writer_batch_size=_BATCH_ROWS)
                 )
             writers[table].write(dict(row))
             counts.setdefault(table, Counter())[
@@ -124,15 +125,59 @@ def write_chunk(
 
 
 def join_chunks(root: Path, partial: Path, tables: Iterable[str]) -> None:
-    """Turn the chunk files of every table into `<root>/<table>`."""
+    """Turn the chunk files of every table into `<root>/<table>`, a folder as `Dataset.save_to_disk` writes it.
+
+    Record batches are copied one by one: `save_to_disk` itself holds more, the larger the table.
+    """
     for table in sorted(tables):
         files = sorted(partial.glob(f"{table.replace('/', '-')}-*.arrow"))
-        joined = concatenate_datasets([Dataset.from_file(str(path)) for path in files])
+        folder = root / table
+        folder.mkdir(parents=True)
+        names = _write_shards(files, folder)
         digest = hashlib.sha256("".join(file_sha256(path) for path in files).encode()).hexdigest()
-        # a fingerprint of its content: the one that datasets makes up holds times and paths
-        dataset = Dataset(joined.data, info=joined.info, fingerprint=digest[:16])
-        shards = max(_MIN_SHARDS, -(-sum(path.stat().st_size for path in files) // _SHARD_BYTES))
-        dataset.save_to_disk(str(root / table), num_shards=min(shards, len(dataset)))
+        state = {
+            "_data_files": [{"filename": name} for name in names],
+            "_fingerprint": digest[:16],  # of its content: the one that datasets makes up holds times and paths
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
+        (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True), encoding="utf-8")
+        DatasetInfo(features=_features(table)).write_to_directory(str(folder))
+
+
+def _write_shards(files: list[Path], folder: Path) -> list[str]:
+    """Copy the rows of chunk files, in order, into shards of equal length; return the names of the shards."""
+    lengths = [sum(batch.num_rows for batch in _batches(path)) for path in files]
+    rows, size = sum(lengths), sum(path.stat().st_size for path in files)
+    count = min(rows, max(_MIN_SHARDS, -(-size // _SHARD_BYTES)))
+    names = [f"data-{shard:05d}-of-{count:05d}.arrow" for shard in range(count)]
+    ends = iter([rows * (shard + 1) // count for shard in range(count)])
+    shards = iter(names)
+    writer, end, written = None, 0, 0
+    for batch in itertools.chain.from_iterable(map(_batches, files)):
+        start = 0
+        while start < batch.num_rows:
+            if written == end:
+                if writer is not None:
+                    writer.close()
+                writer, end = pa.ipc.new_stream(str(folder / next(shards)), batch.schema), next(ends)
+            part = batch.slice(start, end - written)
+            writer.write_batch(part)
+            start, written = start + part.num_rows, written + part.num_rows
+    writer.close()
+    return names
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as batches:
+        yield from batches
+
+
+def _features(table: str) -> Features:
+    return SCENE_FEATURES if table.startswith("scenes/") else SAMPLE_FEATURES
 
 
 def _marker(partial: Path, number: int) -> Path:
