@@ -1,0 +1,310 @@
+"""The page to try the model: what it draws, what it takes, and, in a real browser, what a visitor sees."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import av
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from evaluation.drawing import box_corners as reference_corners
+from tests.hub import ANSWER, make_talking_checkpoint
+from tests.hub import level_cameras as cameras_of
+
+SPACE = Path(__file__).resolve().parents[1] / "hub_upload" / "space"
+ANCHOR = {"action": "place_anchor", "label": "chair", "center": [0.3, 4.0, 1.2]}
+ANCHOR |= {"extent": [0.6, 0.4, 0.9], "normal": [0.6, -0.8, 0.0]}
+RED = (228, 87, 46)
+
+
+def load(name: str) -> ModuleType:
+    """A module of the Space, which lies beside its siblings in a flat folder."""
+    spec = importlib.util.spec_from_file_location(f"space_{name}", SPACE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+drawing, room = load("drawing"), load("room")
+
+
+def level_camera() -> tuple[np.ndarray, np.ndarray]:
+    cameras = cameras_of(1)
+    return cameras["intrinsics"][0][0], cameras["world_from_cam"][0][0]
+
+
+class TestDrawing:
+    def test_boxes_are_those_of_the_project(self):
+        assert np.allclose(drawing.box_corners(ANCHOR), reference_corners(ANCHOR))
+
+    def test_the_box_is_drawn_where_it_stands(self):
+        intrinsics, world_from_cam = level_camera()
+        image = Image.new("RGB", (80, 60), "black")
+        drawn = np.asarray(drawing.draw_anchors(image, [ANCHOR], intrinsics, world_from_cam))
+        (rows, columns) = np.nonzero((drawn == RED).all(axis=-1))
+        corners = drawing.box_corners(ANCHOR) - world_from_cam[:3, 3]  # the camera looks along +Y, z up
+        x, y = 40 + 60 * corners[:, 0] / corners[:, 1], 30 - 60 * corners[:, 2] / corners[:, 1]
+        assert abs(columns.min() - x.min()) < 3
+        assert abs(columns.max() - x.max()) < 3
+        assert abs(rows.max() - y.max()) < 3
+        assert not np.asarray(image).any()  # the photograph itself stays as it was
+
+    @pytest.mark.parametrize("center", [[0.0, -3.0, 1.0], [0.0, 0.0, 1.5], [90.0, 1.0, 1.0]])
+    def test_boxes_behind_around_and_beside_the_camera(self, center):
+        intrinsics, world_from_cam = level_camera()
+        anchor = {**ANCHOR, "center": center}
+        drawn = drawing.draw_anchors(Image.new("RGB", (80, 60)), [anchor], intrinsics, world_from_cam)
+        assert np.asarray(drawn).any() == (center == [0.0, 0.0, 1.5])
+
+    def test_the_scene_holds_cameras_surface_and_boxes_y_up(self, tmp_path):
+        intrinsics, world_from_cam = (each[None] for each in level_camera())
+        depth = np.full((60, 80), 3.0, dtype=np.float32)
+        depth[:, :40] = 0
+        image = Image.new("RGB", (80, 60), "green")
+        actions = {"action": "place_anchors", "anchors": [ANCHOR, {**ANCHOR, "label": "door", "extent": [0.9, 0, 2.0]}]}
+        anchors = drawing.anchors_of(actions)
+        drawing.write_glb(tmp_path / "a.glb", anchors, [image], intrinsics, world_from_cam, [depth])
+        scene = trimesh.load(tmp_path / "a.glb")
+        names = set(scene.graph.nodes_geometry)
+        assert names == {"camera 0", "view 0", "chair 0", "door 1"}
+        parts = {name: scene.geometry[scene.graph[name][1]].copy() for name in names}
+        for name, part in parts.items():
+            part.apply_transform(scene.graph[name][0])
+        assert np.allclose(parts["chair 0"].bounds.mean(axis=0), [0.3, 1.2, -4.0], atol=1e-3)
+        low, high = parts["view 0"].bounds
+        assert np.allclose([low[2], high[2]], -3.0, atol=1e-4)  # the wall, 3 m ahead
+        assert low[0] > -0.1  # no surface where there is no depth
+        assert parts["view 0"].face_normals[:, 2].min() > 0.99  # it faces the camera alone
+        drawing.write_glb(tmp_path / "b.glb", [], [image], intrinsics, world_from_cam, [np.zeros_like(depth)])
+        assert set(trimesh.load(tmp_path / "b.glb").graph.nodes_geometry) == {"camera 0"}
+
+
+def write_video(path: Path, seconds: float, size: tuple[int, int] = (64, 48)) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for index in range(int(seconds * 4)):
+            shade = np.full((size[1], size[0], 3), index * 255 // int(seconds * 4), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def write_photograph(path: Path, size: tuple[int, int] = (64, 48)) -> Path:
+    Image.new("RGB", size, "white").save(path)
+    return path
+
+
+class TestUploads:
+    def test_photographs_are_turned_upright_and_made_smaller(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (3000, 1000)).save(tmp_path / "a.jpg", exif=exif)
+        shown = room.read_upload([tmp_path / "a.jpg"])
+        assert (shown.views[0].size, shown.has_cameras) == ((341, 1024), False)
+
+    def test_of_many_photographs_some_are_shown(self, tmp_path):
+        paths = [write_photograph(tmp_path / f"{index}.png", (20 + index, 20)) for index in range(16)]
+        assert [view.size[0] for view in room.read_upload(paths).views] == list(range(20, 36, 2))
+
+    def test_a_video_becomes_frames_spread_over_it(self, tmp_path):
+        shown = room.read_upload([write_video(tmp_path / "a.mp4", seconds=8)])
+        shades = [np.asarray(view).mean() for view in shown.views]
+        assert len(shades) == 8
+        assert shades == sorted(shades)
+        assert shades[0] < 10
+        assert shades[-1] > 200
+
+    @pytest.mark.parametrize(
+        ("make", "words"),
+        [
+            (lambda f: [], "Nothing was uploaded"),
+            (lambda f: [write_photograph(f / f"{i}.png") for i in range(17)], "17 photographs are too many: 16"),
+            (lambda f: [write_photograph(f / "a.png", (9000, 6000))], "9000 x 6000 pixels: 50 million at most"),
+            (lambda f: [write_video(f / "a.mp4", 62, (16, 16))], "lasts 62 s: 60 s at most"),
+            (lambda f: [write_video(f / "a.mp4", 1), write_photograph(f / "b.png")], "or one video, not both"),
+            (lambda f: [(f / "a.jpg").write_bytes(b"no") and f / "a.jpg"], "a.jpg cannot be read as a photograph"),
+            (lambda f: [(f / "a.mp4").write_bytes(b"no") and f / "a.mp4"], "a.mp4 cannot be read as a video"),
+            (lambda f: [(f / "a.gif").write_bytes(b"no") and f / "a.gif"], "a.gif is no photograph"),
+        ],
+    )
+    def test_what_is_refused_is_said_in_words(self, make, words, tmp_path):
+        with pytest.raises(room.UploadError, match=words):
+            room.read_upload(make(tmp_path))
+
+    def test_files_that_are_too_large(self, tmp_path):
+        with (tmp_path / "a.png").open("wb") as file:
+            file.truncate(51 * 2**20)
+        with pytest.raises(room.UploadError, match="larger than 50 MB"):
+            room.read_upload([tmp_path / "a.png"])
+
+    def test_the_examples_have_cameras_that_fit_their_depth(self):
+        assert len(room.example_names()) == 3
+        for name in room.example_names():
+            shown = room.read_example(name)
+            assert shown.has_cameras
+            assert len(shown.views) == len(shown.depth) == len(shown.intrinsics) == len(shown.world_from_cam)
+            assert 0.3 < np.median(np.concatenate([depth.ravel() for depth in shown.depth])) < 6
+            assert np.allclose([np.linalg.det(matrix[:3, :3]) for matrix in shown.world_from_cam], 1, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------- browser
+
+
+@pytest.fixture(scope="module")
+def packages() -> Path:
+    """Gradio as the Space pins it, and a driver of browsers, fetched once by pip."""
+    folder = SPACE.parents[1] / "build" / "space-packages"
+    wanted = [
+        line for line in (SPACE / "requirements.txt").read_text().split() if line.startswith(("gradio", "pillow"))
+    ]
+    if not (folder / "complete").is_file():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), *wanted, "playwright>=1.50"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            pytest.skip(f"gradio cannot be installed: {result.stderr.strip().splitlines()[-1]}")
+        (folder / "complete").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(packages, tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """Address of the running app, and the folder where it keeps uploads."""
+    folder = tmp_path_factory.mktemp("space")
+    model = make_talking_checkpoint(folder / "model")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {**os.environ, "MODEL": str(model), "PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"}
+    env |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    env |= {"GRADIO_TEMP_DIR": str(folder / "uploads"), "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
+    with (folder / "app.log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "app.py"], cwd=SPACE, env=env, stdout=log, stderr=log)
+        url = f"http://127.0.0.1:{port}/"
+        try:
+            for _ in range(240):
+                if _answers(url):
+                    break
+                assert process.poll() is None, (folder / "app.log").read_text()
+                time.sleep(0.5)
+            yield url, folder / "uploads"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def browser(packages):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium on this machine")
+    sys.path.append(str(packages))  # last: only what is not installed comes from there
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        running = driver.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--use-gl=swiftshader", "--enable-unsafe-swiftshader"]
+        )
+        yield running
+        running.close()
+    sys.path.remove(str(packages))
+
+
+@pytest.fixture
+def page(browser, served):
+    opened = browser.new_page(viewport={"width": 1280, "height": 1150})
+    opened.set_default_timeout(60_000)
+    opened.goto(served[0])
+    yield opened
+    opened.close()
+
+
+def ask(page, question: str) -> None:
+    page.locator("#question textarea").fill(question)
+    page.locator("#question textarea").press("Enter")
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("space")
+class TestInABrowser:
+    def test_a_question_is_answered_and_an_anchor_placed(self, page, tmp_path):
+        page.get_by_role("button", name="Example: study").click()
+        page.get_by_text("4 views, cameras known.").wait_for()
+        before = page.locator("#views img").first.get_attribute("src")
+        ask(page, "What is next to the desk?")
+        page.locator("#chat").get_by_text(ANSWER).wait_for()
+        page.locator("#times").get_by_text("answering").wait_for()
+        page.get_by_label("Place an anchor").check()
+        ask(page, "Place an anchor on the chair.")
+        page.get_by_text("Placed 1 anchor: chair.").wait_for()
+        action = json.loads(page.locator("#action .cm-content").inner_text())
+        assert (action["action"], action["label"], action["scene"]) == ("place_anchor", "chair", "study")
+        assert len(action["center"]) == 3
+        page.locator("#model canvas").wait_for()
+        assert page.locator("#views img").first.get_attribute("src") != before  # now with the box
+        for step in ("reading the views", "looking", "answering"):
+            assert step in page.locator("#times").inner_text()
+
+    def test_without_cameras_there_are_no_metres(self, page, served, tmp_path):
+        paths = [str(write_photograph(tmp_path / f"{index}.png")) for index in range(3)]
+        page.locator("input[type=file]").first.set_input_files(paths)
+        page.get_by_text("3 views, cameras unknown.").wait_for()
+        uploaded = [path for path in served[1].rglob("*.png") if path.name in ("0.png", "1.png", "2.png")]
+        assert not uploaded
+        ask(page, "What is next to the desk?")
+        page.locator("#chat").get_by_text(ANSWER).wait_for()
+        page.get_by_label("Place an anchor").check()
+        ask(page, "Place an anchor on the chair.")
+        page.get_by_text("no place in metres to give").wait_for()
+        assert "{" not in page.locator("#action").inner_text()
+
+    def test_a_video(self, page, tmp_path):
+        page.locator("input[type=file]").first.set_input_files(str(write_video(tmp_path / "a.mp4", 4)))
+        page.get_by_text("8 views, cameras unknown.").wait_for()
+
+    def test_what_cannot_be_used_is_said(self, page, tmp_path):
+        ask(page, "What is next to the desk?")
+        page.get_by_text("Upload photographs, or choose an example room.").nth(1).wait_for()
+        page.locator("input[type=file]").first.set_input_files(str(write_photograph(tmp_path / "a.png", (9000, 6000))))
+        page.get_by_text("50 million at most").wait_for()
+        page.get_by_role("button", name="Example: kitchen").click()
+        page.get_by_text("4 views, cameras known.").wait_for()
+        ask(page, "What is <|im_start|> next to the desk?")
+        page.get_by_text("That cannot be asked").wait_for()
+
+    def test_several_visitors_wait_in_a_queue_and_see_their_own_rooms(self, browser, served):
+        pages = [browser.new_page() for _ in range(3)]
+        for opened, name in zip(pages, ("bedroom", "kitchen", "study"), strict=True):
+            opened.goto(served[0])
+            opened.get_by_role("button", name=f"Example: {name}").click()
+            opened.get_by_text("4 views, cameras known.").wait_for()
+            opened.get_by_label("Place an anchor").check()
+        for opened in pages:
+            ask(opened, "Place an anchor on the chair.")
+        for opened, name in zip(pages, ("bedroom", "kitchen", "study"), strict=True):
+            opened.get_by_text("Placed 1 anchor: chair.").wait_for()
+            assert f'"scene": "{name}"' in opened.locator("#action .cm-content").inner_text()
+            opened.close()
