@@ -11,13 +11,13 @@ folder of a real RGB-D sequence (photographs, depth and poses as photos.py reads
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ TOKENIZER = REPOSITORY / "configs" / "tokenizer-tiny"
 PARTS = ("coverage", "build", "loader")
 WALL_DISTANCE_M, EYE_M = 0.8, 1.5
 RENDER_SIDE = 112
+WARM_UP_BATCHES = 4
 Table = list[dict[str, Any]]
 
 
@@ -188,24 +189,24 @@ def bench_loader(root: Path, args: argparse.Namespace) -> Table:
             speeds = {}
             for name, group in (("one by one", 1), (f"{args.questions} a scene", args.questions)):
                 sampler = SceneBatchSampler(dataset, args.questions, group, seed=0)
-                run = partial(DataLoader, dataset, batch_sampler=sampler, collate_fn=collator, num_workers=workers)
-                speeds[name] = samples_per_second(run, args.questions, args.seconds)
+                loader = DataLoader(
+                    dataset, batch_sampler=sampler, collate_fn=collator, num_workers=workers, persistent_workers=True
+                )
+                speeds[name] = args.questions * batches_per_second(loader, args.seconds)
             slow, fast = speeds.values()
             rows.append({"stage": stage, "workers": workers, **speeds, "ratio": fast / slow})
     return rows
 
 
-def samples_per_second(loader: Callable[[], DataLoader], samples_per_batch: int, seconds: float) -> float:
-    """Steady rate over about `seconds`, the first batches of the workers left out."""
-    batches = iter(loader())
-    for _ in range(3):
+def batches_per_second(loader: DataLoader, seconds: float) -> float:
+    """Steady rate over about `seconds`, epoch after epoch, the first batches left out."""
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    for _ in range(WARM_UP_BATCHES):
         next(batches)
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
-        if next(batches, None) is None:
-            batches = iter(loader())
-            continue
-        count += samples_per_batch
+        next(batches)
+        count += 1
     return count / (time.perf_counter() - start)
 
 
