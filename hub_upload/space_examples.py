@@ -26,19 +26,20 @@ DIGITS = 6
 
 
 def write_example(example: SceneExample, folder: Path) -> None:
-    """Writes view_N.jpg, depth_N.png (16 bits, millimetres) and cameras.json.
+    """Writes views/N.jpg, depth/N.png (16 bits, millimetres) and cameras.json.
 
     Raises:
         ValueError: a scene without cameras or depth.
     """
     if example.world_from_cam is None or example.depth is None:
         raise ValueError(f"scene {example.scene_id} has no cameras or no depth: take procedural rooms")
-    folder.mkdir(parents=True)
+    for kind in ("views", "depth"):
+        (folder / kind).mkdir(parents=True)
     for index, (image, depth) in enumerate(zip(example.images, example.depth)):
-        image.save(folder / f"view_{index}.jpg", quality=JPEG_QUALITY)
+        image.save(folder / "views" / f"{index}.jpg", quality=JPEG_QUALITY)
         stride = max(1, max(depth.shape) // DEPTH_SIDE)
         small = depth[stride // 2 :: stride, stride // 2 :: stride]
-        Image.fromarray(np.round(small * MILLIMETRES).astype(np.uint16)).save(folder / f"depth_{index}.png")
+        Image.fromarray(np.round(small * MILLIMETRES).astype(np.uint16)).save(folder / "depth" / f"{index}.png")
     cameras = {
         "intrinsics": example.intrinsics.round(DIGITS).tolist(),
         "world_from_cam": example.world_from_cam.round(DIGITS).tolist(),

@@ -119,8 +119,9 @@ def read_example(name: str) -> Room:
     folder = EXAMPLES / name
     cameras = json.loads((folder / "cameras.json").read_text(encoding="utf-8"))
     count = len(cameras["intrinsics"])
-    views = [Image.open(folder / f"view_{index}.jpg").convert("RGB") for index in range(count)]
-    depth = [np.asarray(Image.open(folder / f"depth_{index}.png")) / np.float32(MILLIMETRES) for index in range(count)]
+    views = [Image.open(folder / "views" / f"{index}.jpg").convert("RGB") for index in range(count)]
+    maps = [Image.open(folder / "depth" / f"{index}.png") for index in range(count)]
+    depth = [np.asarray(image) / np.float32(MILLIMETRES) for image in maps]
     return Room(name, views, np.array(cameras["intrinsics"]), np.array(cameras["world_from_cam"]), depth)
 
 
