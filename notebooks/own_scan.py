@@ -74,7 +74,7 @@ for question in ("What colour is the fridge?", "What is to the right of the door
 # ```
 #
 # ARKit's world has Y up, and its cameras look along -Z. Without a capture at hand, this cell writes a procedural room
-# in that very form.
+# in that very form, with the boxes that its questions name.
 
 # %%
 from PIL import Image

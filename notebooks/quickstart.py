@@ -74,14 +74,16 @@ for question in ("What colour is the desk?", "How many windows are there?", "Is 
     print(f"{question:32} {answer}")
 
 # %% [markdown]
-# The same through a pipeline, as with any model on the Hub:
+# The same through a pipeline, as with any model on the Hub. The messages are those that the model was trained with;
+# only the views take their places.
 
 # %%
 from transformers import pipeline
 
 ask = pipeline("image-text-to-text", model=MODEL, trust_remote_code=True)
-content = [{"type": "image", "image": view} for view in views] + [{"type": "text", "text": "Is there an armchair?"}]
-print(ask(text=[{"role": "user", "content": content}], max_new_tokens=32, return_full_text=False)[0]["generated_text"])
+messages = processor.conversation("Is there an armchair?", num_views=len(views))
+messages[-1]["content"][: len(views)] = [{"type": "image", "image": view} for view in views]
+print(ask(text=messages, max_new_tokens=32, return_full_text=False)[0]["generated_text"])
 
 # %% [markdown]
 # ## Act

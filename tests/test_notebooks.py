@@ -40,6 +40,7 @@ def run(name: str, model: Path, rooms: Path, output: Path) -> tuple[str, list[np
 def test_quickstart(model, rooms, tmp_path):
     printed, pictures = run("quickstart", model, rooms, tmp_path / "run")
     assert f"What colour is the desk?         {ANSWER}\n" in printed
+    assert printed.count(ANSWER) == 5  # three questions, one through a pipeline, one after training
     assert '"action": "place_anchor"' in printed
     assert '"scene": "study"' in printed
     assert "without cameras: metres are unknown without cameras" in printed
