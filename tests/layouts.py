@@ -38,6 +38,13 @@ class Truth:
             world_from_cam=self.world_from_cam[:count],
         )
 
+    def cropped(self, left: int, top: int) -> Truth:
+        """Without the first columns and rows: the principal point leaves the middle."""
+        intrinsics = self.intrinsics.copy()
+        intrinsics[:2, 2] -= (left, top)
+        images, depth_m = self.images[:, top:, left:], self.depth_m[:, top:, left:]
+        return replace(self, images=images, depth_m=depth_m, intrinsics=intrinsics)
+
     def points(self, view: int) -> np.ndarray:
         """World points [H, W, 3] of every pixel of a view."""
         return back_project(self.depth_m[view], self.intrinsics, self.world_from_cam[view])

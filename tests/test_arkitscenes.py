@@ -25,7 +25,7 @@ VIDEO = "41069021"
 
 @pytest.fixture(scope="module")
 def truth() -> Truth:
-    return room_truth(1, 6)
+    return room_truth(1, 6).cropped(left=28, top=8)
 
 
 def read(root: Path, *, strict: bool = True) -> Capture:
@@ -74,7 +74,7 @@ def test_a_camera_that_looks_straight_down_has_no_top() -> None:
 def test_low_confidence_is_no_depth(tmp_path: Path, truth: Truth) -> None:
     folder = write_arkitscenes(tmp_path, VIDEO, truth, turns=(1,))
     path = sorted((folder / "confidence").iterdir())[0]
-    confidence = np.full((112, 112), 2, np.uint8)
+    confidence = np.full((84, 104), 2, np.uint8)
     confidence[:, :30] = 1
     write_image(path, confidence)
     depth = read(tmp_path).depth_mm(0)
@@ -193,7 +193,7 @@ def test_a_damaged_trajectory_is_named(tmp_path: Path, text: str, message: str) 
         read_trajectory(path)
 
 
-@pytest.mark.parametrize("text", ["1 2 3", "112 112 0 100 56 56", "112 112 100 100 900 56", "a b c d e f"])
+@pytest.mark.parametrize("text", ["1 2 3", "84 104 0 100 56 56", "84 104 100 100 900 56", "a b c d e f"])
 def test_damaged_intrinsics_are_counted_or_named(tmp_path: Path, truth: Truth, text: str) -> None:
     folder = write_arkitscenes(tmp_path, VIDEO, truth)
     sorted((folder / "lowres_wide_intrinsics").iterdir())[0].write_text(text)

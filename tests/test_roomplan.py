@@ -55,6 +55,20 @@ def test_planes_of_a_genuine_export_face_the_room() -> None:
         assert (middle - target["center"]) @ np.asarray(target["axes"])[1] > 0
 
 
+def test_planes_stored_facing_outwards_face_the_room_all_the_same(tmp_path: Path) -> None:
+    """RoomPlan's normals are not always inward: every surface turned by half a turn gives the same targets."""
+    export = json.loads(EXPORT.read_text())
+    for group in ("walls", "doors", "windows"):
+        for item in export[group]:
+            turned = np.reshape(item["transform"], (4, 4))
+            turned[[0, 2]] *= -1
+            item["transform"] = turned.ravel().tolist()
+    path = tmp_path / "room.json"
+    path.write_text(json.dumps(export))
+    for one, other in zip(read_roomplan(EXPORT, Skips(True)).targets(), read_roomplan(path, Skips(True)).targets()):
+        assert np.allclose(one["axes"], other["axes"]) and one["label"] == other["label"]
+
+
 def test_written_and_read_back(tmp_path: Path, truth: Truth) -> None:
     path = tmp_path / "room.json"
     write_roomplan(path, truth.targets)
@@ -243,13 +257,17 @@ def test_planes_and_cameras_are_turned_upright(tmp_path: Path, truth: Truth) -> 
         assert np.allclose(frame.world_from_cam, camera, atol=1e-9)
 
 
-@pytest.mark.parametrize("path", ["../../../etc/passwd", "/etc/passwd", "nowhere.jpg"])
+@pytest.mark.parametrize("path", ["../../../secret.jpg", "{outside}/secret.jpg", "nowhere.jpg"])
 def test_photographs_outside_the_root_are_refused(tmp_path: Path, truth: Truth, path: str) -> None:
-    write_planes(tmp_path, truth, rgb_path=path)
-    skips = Skips()
+    write_image(tmp_path / "secret.jpg", truth.images[0])
+    root = tmp_path / "root"
+    write_planes(root, truth, rgb_path=path.format(outside=tmp_path))
+    scene, skips = find_planes(root)["47000000"], Skips()
+    assert (scene.folder / "../../../secret.jpg").is_file()
     with pytest.raises(SourceError, match="no photograph"):
-        open_planes(find_planes(tmp_path)["47000000"], skips, (0, -1, 0))
+        open_planes(scene, skips, (0, -1, 0))
     assert skips.counts == {"camera unreadable": len(truth)}
+    assert ("refused" in skips.examples["camera unreadable"][0]) == ("secret" in path)
 
 
 def test_a_huge_photograph_is_refused(tmp_path: Path, truth: Truth) -> None:

@@ -100,6 +100,12 @@ def test_blurred_and_near_duplicate_frames_come_last() -> None:
     assert views.coverage(seen, 2, world_from_cam=cameras)[1] in (2, 3, 4, 5)
 
 
+def test_what_is_new_counts_more_than_what_is_seen_again() -> None:
+    cameras = np.stack([camera((x, 0, 0), (0, 1, 0)) for x in (0.0, 1, 2, 3)])
+    seen = [np.arange(100), np.arange(99), np.arange(200, 225), np.arange(60, 110)]
+    assert views.coverage(seen, 4, world_from_cam=cameras) == [0, 2, 1, 3]
+
+
 def test_sharpness_falls_with_blur(truth: Truth) -> None:
     grey = truth.images[0].mean(-1)
     blurred = (grey[:-2] + grey[1:-1] + grey[2:]) / 3
