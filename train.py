@@ -11,14 +11,22 @@ import dataclasses
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 from transformers.utils import logging as library_logging
 
-from training.arguments import DataArguments, ModelArguments, SceneTrainingArguments, parse_arguments, uses_deepspeed
+from training.arguments import (
+    DataArguments,
+    ModelArguments,
+    SceneTrainingArguments,
+    known_keys,
+    parse_arguments,
+    uses_deepspeed,
+)
 from training.assembly import load_model
-from training.checkpoints import find_checkpoint
+from training.checkpoints import drop_later, find_checkpoint, set_aside
 from training.data import SceneDataset
 from training.embedded import embedded_dataset
 from training.freezing import set_trainable
@@ -39,7 +47,10 @@ def main(argv: list[str] | None = None) -> SceneTrainer:
 
     with args.main_process_first(desc="data"):
         data_args.dataset = data_args.dataset or [embedded_dataset()]
-    checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    with args.main_process_first(desc="checkpoints"):
+        checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+        if args.process_index == 0:
+            _prepare_run_folder(args.output_dir, checkpoint)
     train_dataset = _dataset(data_args, "train", data_args.max_train_samples)
     eval_dataset = None
     if args.eval_strategy != "no":
@@ -51,6 +62,7 @@ def main(argv: list[str] | None = None) -> SceneTrainer:
         model_args.attn_implementation,
         model_args.task_weights,
         model_args.image_size,
+        model_args.dtype,
     )
     trainable = set_trainable(model, model_args.trainable_parts, model_args.frozen_text_layers)
     logger.info("%s parameters train on %s samples", f"{sum(trainable.values()):,}", f"{len(train_dataset):,}")
@@ -71,14 +83,22 @@ def main(argv: list[str] | None = None) -> SceneTrainer:
     return trainer
 
 
+def _prepare_run_folder(run: str, checkpoint: Path | None) -> None:
+    """Leaves no checkpoint of another run, or of another future of this one, where this run will write its own."""
+    if checkpoint is not None:
+        drop_later(run, checkpoint)
+    elif moved := set_aside(run):
+        logger.info("%s held an earlier run; it is in %s now", run, moved)
+
+
 def _dataset(data_args: DataArguments, split: str, max_samples: int | None) -> SceneDataset:
     return SceneDataset(data_args.dataset, split, data_args.num_views, data_args.tasks, max_samples)
 
 
 def _run_config(model_args: ModelArguments, data_args: DataArguments, args: SceneTrainingArguments) -> dict[str, Any]:
-    """Every setting as it was resolved, with secrets left out."""
-    training = {key: value for key, value in args.to_dict().items() if not key.endswith("token")}
-    return {**dataclasses.asdict(model_args), **dataclasses.asdict(data_args), **training}
+    """Every setting as it was resolved, with secrets left out: a file that `--config` reads."""
+    settings = {**dataclasses.asdict(model_args), **dataclasses.asdict(data_args), **args.to_dict()}
+    return {key: value for key, value in settings.items() if key in known_keys() and not key.endswith("token")}
 
 
 def _set_up_logging(args: SceneTrainingArguments) -> None:

@@ -227,8 +227,12 @@ def _intrinsics_fault(matrix: np.ndarray) -> str:
         return f"has shape {matrix.shape}, wanted (3, 3)"
     if not np.isfinite(matrix).all():
         return "has a value that is not finite"
-    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0 or not np.allclose(matrix[[1, 2, 2, 2], [0, 0, 1, 2]], (0, 0, 0, 1)):
-        return f"is {matrix.tolist()}, wanted [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with positive fx and fy"
+    if (
+        matrix[0, 0] <= 0
+        or matrix[1, 1] <= 0
+        or not np.allclose(matrix[[0, 1, 2, 2, 2], [1, 0, 0, 1, 2]], (0, 0, 0, 0, 1))
+    ):
+        return f"is {matrix.tolist()}, wanted [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with positive fx and fy"
     return ""
 
 

@@ -26,8 +26,8 @@ class Checkpoint:
     processor: VggtQwen3Processor
 
 
-def load_checkpoint(name: str, attn_implementation: str = "sdpa") -> Checkpoint:
-    """Loads a checkpoint folder or Hub id for generation.
+def load_checkpoint(name: str, attn_implementation: str = "sdpa", dtype: str = "auto") -> Checkpoint:
+    """Loads a checkpoint folder or Hub id for generation, its weights in `dtype` ("auto" = as stored).
 
     Raises:
         FileNotFoundError: neither a folder nor a repository that the Hub knows; a run without a finished model.
@@ -38,7 +38,7 @@ def load_checkpoint(name: str, attn_implementation: str = "sdpa") -> Checkpoint:
     if Path(name).is_dir():
         _check_folder(Path(name))
     try:
-        model, processor = load_model(name, tokenizer=name, attn_implementation=attn_implementation)
+        model, processor = load_model(name, name, attn_implementation, dtype=dtype)
     except OSError as error:
         raise FileNotFoundError(
             f"no checkpoint {name}: no such folder here, and as a Hub id it cannot be read. "

@@ -7,7 +7,6 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from accelerate import PartialState
 
 from datasets_scripts.photos import PhotoScene, read_photos
@@ -64,9 +63,7 @@ def ask(settings: QuestionSettings) -> Reply:
         scale=settings.scale,
         num_views=settings.num_views,
     )
-    checkpoint = load_checkpoint(settings.model, settings.attn_implementation)
-    if settings.dtype != "auto":
-        checkpoint.model.to(getattr(torch, settings.dtype))
+    checkpoint = load_checkpoint(settings.model, settings.attn_implementation, settings.dtype)
     checkpoint.model.to(PartialState().device)
     return answer(checkpoint, scene, settings)
 

@@ -38,9 +38,7 @@ def run(settings: EvalSettings) -> Evaluation | None:
     for task in datasets:
         if task not in ACTION_TASKS:
             settings.scoring.headline(task)
-    checkpoint = load_checkpoint(settings.model, settings.attn_implementation)
-    if settings.dtype != "auto":
-        checkpoint.model.to(getattr(torch, settings.dtype))
+    checkpoint = load_checkpoint(settings.model, settings.attn_implementation, settings.dtype)
     checkpoint.model.to(state.device)
     if state.is_main_process:
         prepare_output(settings, checkpoint.fingerprint)

@@ -1,7 +1,7 @@
 """Perceiver resampler: patch tokens of every view -> a fixed number of latents for the text model.
 
 Geometry enters here: the ray of each patch, its back-projected point, and one token a view. All of it is stated in
-the reference frame of view 0 (origin at its camera, +Z up, +Y forward, metres) and computed in float32.
+the reference frame of view 0 (origin at its camera, +Z up, +Y forward, metres); its first layers are float32 always.
 """
 
 from __future__ import annotations
@@ -75,9 +75,8 @@ def patch_rays(geometry: SceneGeometry, patch_size: int) -> torch.Tensor:
 
     fx, fy = geometry.intrinsics[..., 0, 0, None], geometry.intrinsics[..., 1, 1, None]
     cx, cy = geometry.intrinsics[..., 0, 2, None], geometry.intrinsics[..., 1, 2, None]
-    skew = geometry.intrinsics[..., 0, 1, None]
     ray_y = (pixels[:, 1] - cy) / fy
-    ray_x = (pixels[:, 0] - cx - skew * ray_y) / fx
+    ray_x = (pixels[:, 0] - cx) / fx
     rays_cam = torch.stack((ray_x, ray_y, torch.ones_like(ray_x)), dim=-1)  # [S, V, P, 3]
     rotation, origin = geometry.ref_from_cam[..., :3, :3], geometry.ref_from_cam[..., :3, 3]
     direction = F.normalize(rays_cam @ rotation.transpose(-1, -2), dim=-1)
@@ -85,17 +84,26 @@ def patch_rays(geometry: SceneGeometry, patch_size: int) -> torch.Tensor:
     return torch.cat((direction, moment), dim=-1)
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer of metric numbers, in float32 under any dtype or autocast: bfloat16 loses centimetres."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out], float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
 class RayEmbedding(nn.Module):
     """Two-layer MLP of Plücker coordinates."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(6, dim)
+        self.fc1 = Float32Linear(6, dim)
         self.fc2 = nn.Linear(dim, dim)
 
     def forward(self, rays: torch.Tensor) -> torch.Tensor:
         """[..., 6] -> [..., dim]."""
-        return self.fc2(F.gelu(self.fc1(rays.to(self.fc1.weight.dtype))))
+        return self.fc2(F.gelu(self.fc1(rays)).to(self.fc2.weight.dtype))
 
 
 class PointEmbedding(nn.Module):
@@ -104,7 +112,7 @@ class PointEmbedding(nn.Module):
     def __init__(self, dim: int, num_frequencies: int) -> None:
         super().__init__()
         self.num_frequencies = num_frequencies
-        self.proj = nn.Linear(3 + 6 * num_frequencies, dim)
+        self.proj = Float32Linear(3 + 6 * num_frequencies, dim)
         self.missing = nn.Parameter(torch.zeros(dim))
 
     def forward(self, points: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -112,8 +120,7 @@ class PointEmbedding(nn.Module):
         octaves = torch.arange(self.num_frequencies, device=points.device, dtype=torch.float32)
         angles = points.unsqueeze(-1) * (2 * math.pi / LONGEST_WAVELENGTH_M * 2**octaves)  # [..., 3, frequencies]
         features = torch.cat((points, angles.sin().flatten(-2), angles.cos().flatten(-2)), dim=-1)
-        embedded = self.proj(features.to(self.proj.weight.dtype))
-        return torch.where(mask.unsqueeze(-1), embedded, self.missing)
+        return torch.where(mask.unsqueeze(-1), self.proj(features).to(self.missing.dtype), self.missing)
 
 
 class GeometryTokens(nn.Module):
@@ -121,7 +128,7 @@ class GeometryTokens(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(GEOMETRY_TOKEN_FEATURES, hidden_dim)
+        self.fc1 = Float32Linear(GEOMETRY_TOKEN_FEATURES, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, geometry: SceneGeometry) -> torch.Tensor:
@@ -137,7 +144,7 @@ class GeometryTokens(nn.Module):
             ),
             dim=-1,
         )
-        return self.fc2(F.gelu(self.fc1(features.to(self.fc1.weight.dtype))))
+        return self.fc2(F.gelu(self.fc1(features)).to(self.fc2.weight.dtype))
 
 
 class PerceiverAttention(nn.Module):

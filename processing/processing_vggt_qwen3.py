@@ -47,7 +47,6 @@ FLOAT32_KEYS = (
     "depth_hist",
     "patch_points",
     "world_from_ref",
-    "ray_depth_target",
     "token_weights",
 )
 SCENE_KEYS = (
@@ -318,7 +317,7 @@ class VggtQwen3Processor(ProcessorMixin):
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     token_id = tokenizer.convert_tokens_to_ids(token)
-    if token_id is None or token_id == tokenizer.unk_token_id:
+    if token_id is None or tokenizer.convert_ids_to_tokens(token_id) != token:
         raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} lacks {token}: use one of the Qwen family")
     return token_id
 

@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def rooms(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A built dataset of 8 training rooms and 4 held-out ones, 4 views each, made by the command that users type."""
+    """A built dataset of 8 training rooms and 4 held-out ones, 8 views each, made by the command that users type."""
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
     root = shared / "rooms"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from modeling_vggt_qwen3.modeling_perceiver import SceneGeometry
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from tests.fake import GEOMETRY, fake_batch, fake_scenes, fake_text, small_config, small_model, without_geometry
 
@@ -172,6 +173,24 @@ def test_frozen_encoder_keeps_no_graph(model):
     frozen.model.vision_model.requires_grad_(True)
     features = frozen.model.encode_views(fake_scenes(frozen.config, 1, 2)["pixel_values"], None)
     assert all(maps.requires_grad for maps in features.values())
+
+
+def test_metres_survive_half_precision(model):
+    """A camera 8 m away moves by 1 cm: bfloat16 numbers there are 3 cm apart."""
+    import copy
+
+    half = copy.deepcopy(model).bfloat16().model.geometry_tokens
+    scenes = fake_scenes(model.config, 1, 1)
+    scenes["ref_from_cam"][..., 0, 3] = 8.0
+    moved = {**scenes, "ref_from_cam": scenes["ref_from_cam"].clone()}
+    moved["ref_from_cam"][..., 0, 3] += 0.01
+    first, second = (SceneGeometry(**{k: s[k] for k in GEOMETRY}, image_size=(28, 42)) for s in (scenes, moved))
+    seen = []
+    half.fc2 = torch.nn.Identity()
+    half.fc2.weight = torch.empty(0)  # shows what the first layer makes, before anything is rounded
+    seen = [half(geometry) for geometry in (first, second)]
+    assert seen[0].dtype == torch.float32
+    assert (seen[0] - seen[1]).abs().max() > 1e-4
 
 
 def test_refusals_name_what_is_wrong(model):

@@ -15,10 +15,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import train
 from tests.conftest import REPOSITORY
 from tests.fake import small_config
 from training.arguments import CONFIGS, known_keys, parse_arguments, read_yaml
-from training.checkpoints import find_checkpoint
+from training.assembly import load_model
+from training.checkpoints import drop_later, find_checkpoint
 from training.collator import SceneCollator
 from training.data import SceneDataset
 from training.freezing import part_of, set_trainable
@@ -69,8 +71,6 @@ def losses(output: Path) -> list[float]:
 
 
 def build_trainer(argv: list[str]) -> SceneTrainer:
-    from training.assembly import load_model
-
     model_args, data_args, args = parse_arguments(argv)
     torch.manual_seed(args.seed)
     model, processor = load_model(model_args.model, model_args.tokenizer)
@@ -163,24 +163,63 @@ def test_learning_rates_by_part(small_json, rooms, tmp_path):
 
 
 def test_killed_and_resumed_equals_undisturbed(small_json, rooms, tmp_path):
-    whole = run([sys.executable, "train.py", *settings(small_json, rooms, tmp_path / "whole", max_steps=10)])
+    """Killed in its third epoch, so that the order of a later epoch is found again too."""
+    options = {"max_steps": 24, "num_views": 1, "samples_per_scene": 16, "per_device_train_batch_size": 16}
+    whole = run([sys.executable, "train.py", *settings(small_json, rooms, tmp_path / "whole", **options)])
     assert whole.returncode == 0, whole.stderr[-2000:]
-    argv = settings(small_json, rooms, tmp_path / "cut", max_steps=10, resume_from_checkpoint="latest")
+    argv = settings(small_json, rooms, tmp_path / "cut", resume_from_checkpoint="latest", **options)
     victim = subprocess.Popen(
         [sys.executable, "train.py", *argv], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while find_checkpoint(tmp_path / "cut", "latest") is None and time.monotonic() < deadline:
+    while _newest_step(tmp_path / "cut") < 18 and time.monotonic() < deadline:
         time.sleep(0.02)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     assert not (tmp_path / "cut" / "trainer_state.json").exists(), "it was over before it was killed"
     resumed = run([sys.executable, "train.py", *argv])
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert len(losses(tmp_path / "whole")) == 10
+    state = json.loads((tmp_path / "whole" / "trainer_state.json").read_text())
+    assert len(losses(tmp_path / "whole")) == 24
+    assert state["log_history"][17]["epoch"] > 1, "the kill must fall behind the first epoch"
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     for name, tensor in load_file(tmp_path / "whole" / "model.safetensors").items():
         torch.testing.assert_close(load_file(tmp_path / "cut" / "model.safetensors")[name], tensor, atol=0, rtol=0)
+
+
+def _newest_step(run: Path) -> int:
+    checkpoint = find_checkpoint(run, "latest")
+    return 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
+
+
+def test_a_new_run_does_not_mix_with_an_earlier_one(small_json, rooms, tmp_path):
+    argv = settings(small_json, rooms, tmp_path / "run", max_steps=2, save_steps=1)
+    train.main(argv)
+    train.main([*argv, "--max_steps", "1"])
+    assert find_checkpoint(tmp_path / "run", "latest").name == "checkpoint-1"
+    assert find_checkpoint(tmp_path / "run.1", "latest").name == "checkpoint-2"
+    train.main([*argv, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-1")])
+    assert find_checkpoint(tmp_path / "run", "latest").name == "checkpoint-2"
+    drop_later(tmp_path / "run", tmp_path / "run" / "checkpoint-1")
+    assert find_checkpoint(tmp_path / "run", "latest").name == "checkpoint-1"
+
+
+def test_a_run_can_be_repeated_from_its_own_settings(small_json, rooms, tmp_path):
+    train.main(
+        settings(small_json, rooms, tmp_path / "run", max_steps=1, task_weights='{"rooms_qa": 1, "rooms_actions": 2}')
+    )
+    again = ["--config", str(tmp_path / "run" / "run_config.yaml"), "--output_dir", str(tmp_path / "again")]
+    trainer = train.main(again)
+    assert trainer.model.config.task_weights == {"rooms_qa": 1.0, "rooms_actions": 2.0}
+    assert losses(tmp_path / "again") == losses(tmp_path / "run")
+
+
+def test_half_precision_checkpoints_learn_in_full_precision(small_json, rooms, tmp_path):
+    model, processor = load_model(small_json, str(CONFIGS / "tokenizer-tiny"))
+    for part in (model.bfloat16(), processor):
+        part.save_pretrained(tmp_path / "half")
+    trainer = train.main(settings(str(tmp_path / "half"), rooms, tmp_path / "run", max_steps=1))
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
 
 
 def test_checkpoints_without_marker_do_not_count(small_json, rooms, tmp_path):
@@ -240,6 +279,9 @@ def test_two_processes_train_save_and_resume(how, small_json, rooms, tmp_path):
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert losses(tmp_path)[:4] == pytest.approx(reference, rel=2e-3)
     assert len(losses(tmp_path)) == 6
+    onwards = settings(str(tmp_path), rooms, tmp_path / "next", max_steps=1, save_strategy="no")
+    loaded = run([*command, *onwards], MASTER_PORT=str(_free_port()))
+    assert loaded.returncode == 0, loaded.stderr[-3000:]
 
 
 def test_the_command_of_the_readme_works_on_one_process(small_json, rooms, tmp_path):
@@ -265,6 +307,13 @@ def test_unknown_settings_name_the_nearest(tmp_path):
         parse_arguments(["--sample_per_scene", "3"])
     with pytest.raises(ValueError, match="label_smoothing_factor is not followed"):
         parse_arguments(["--label_smoothing_factor", "0.1", "--output_dir", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"nothing reads: conf \("):
+        parse_arguments(["--conf", str(path)])
+    with pytest.raises(ValueError, match=r"'my_run.yaml'\] behind no option"):
+        parse_arguments(["my_run.yaml"])
+    path.write_text(yaml.safe_dump({"num_views": 3.5, "dataset": "data/rooms", "pack_questions": "no"}))
+    with pytest.raises(ValueError, match=r"num_views is 3.5, wanted int; dataset is 'data/rooms', wanted list; pack_"):
+        parse_arguments(["--config", str(path)])
     with pytest.raises(FileNotFoundError, match=r"no nowhere\.yaml here"):
         parse_arguments(["--config", "nowhere.yaml"])
 

@@ -27,6 +27,7 @@ BYPASSED = {
     "label_names": "the labels are the batch table's",
     "label_smoothing_factor": "the loss of the answers is a plain cross-entropy",
     "length_column_name": "batches are grouped by scene",
+    "load_best_model_at_end": "every checkpoint loads by itself: evaluate those you want to compare",
     "push_to_hub": "use hub_upload",
     "remove_unused_columns": "samples are not columns",
     "train_sampling_strategy": "batches are grouped by scene",
@@ -48,6 +49,10 @@ class ModelArguments:
     )
     image_size: int | None = field(
         default=None, metadata={"help": "Side in pixels of the views. Default: the checkpoint's, or the encoder's own."}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Of the weights that learn. With --bf16 or DeepSpeed the arithmetic is bf16 all the same."},
     )
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2 or eager."})
     trainable_parts: list[str] = field(
@@ -97,7 +102,7 @@ class SceneTrainingArguments(TrainingArguments):
     output_dir: str = field(default="outputs/demo", metadata={"help": "Folder of the run."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Samples a batch and device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Samples a batch and device."})
-    num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the data."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Of every part without a rate of its own."})
     text_learning_rate: float | None = field(default=None, metadata={"help": "Of the text model."})
     vision_learning_rate: float | None = field(default=None, metadata={"help": "Of the encoder, where it trains."})
@@ -134,6 +139,12 @@ class SceneTrainingArguments(TrainingArguments):
 
 
 ARGUMENT_CLASSES = (ModelArguments, DataArguments, SceneTrainingArguments)
+FIELD_TYPES = {
+    field.name: getattr(field.type, "__name__", str(field.type))
+    for cls in ARGUMENT_CLASSES
+    for field in dataclasses.fields(cls)
+}
+"""As they are declared: the library's parser overwrites those of the classes."""
 
 
 def parse_arguments(
@@ -146,15 +157,19 @@ def parse_arguments(
         FileNotFoundError: for a configuration that is neither here nor in `configs/`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(ARGUMENT_CLASSES, description="Trains the model; see docs/training.md.")
+    parser = HfArgumentParser(
+        ARGUMENT_CLASSES, description="Trains the model; see docs/training.md.", allow_abbrev=False
+    )
     parser.add_argument("--config", help="YAML file of settings, here or in configs/.")
     config_path = _config_of(argv)
     if config_path is not None:
         parser.set_defaults(**read_yaml(config_path))
     *parsed, _, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    unknown = [word for word in unknown if word.startswith("-")]
+    options = [word.lstrip("-").split("=")[0] for word in unknown if word.startswith("-")]
+    if options:
+        _refuse_unknown("the command line", options)
     if unknown:
-        _refuse_unknown("the command line", [word.lstrip("-").split("=")[0] for word in unknown])
+        raise ValueError(f"the command line has {unknown} behind no option; a file of settings goes behind --config")
     return tuple(parsed[:3])
 
 
@@ -182,6 +197,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     unknown = [key for key in settings if key not in known_keys()]
     if unknown:
         _refuse_unknown(str(path), unknown)
+    _check_types(str(path), settings)
     return settings
 
 
@@ -201,6 +217,19 @@ def known_keys() -> set[str]:
     """Every key that a YAML file may hold."""
     fields = {f.name for cls in ARGUMENT_CLASSES for f in dataclasses.fields(cls) if f.init}
     return fields - LAUNCH_ONLY - set(BYPASSED)
+
+
+def _check_types(where: str, settings: dict[str, Any]) -> None:
+    """Refuses lists, whole numbers and switches that the file states otherwise; the command line converts its own."""
+    wanted = {"list[str]": list, "int": int, "bool": bool}
+    faults = []
+    for key, value in settings.items():
+        kind = wanted.get(FIELD_TYPES[key].removesuffix(" | None"))
+        optional = FIELD_TYPES[key].endswith("None") and value is None
+        if kind and not optional and type(value) is not kind:
+            faults.append(f"{key} is {value!r}, wanted {kind.__name__}")
+    if faults:
+        raise ValueError(f"{where}: " + "; ".join(faults))
 
 
 def _number_table(name: str, value: dict[str, float] | str | None) -> dict[str, float] | None:

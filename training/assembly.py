@@ -29,6 +29,7 @@ def load_model(
     attn_implementation: str = "sdpa",
     task_weights: dict[str, float] | None = None,
     image_size: int | None = None,
+    dtype: str = "auto",
 ) -> tuple[VggtQwen3ForConditionalGeneration, VggtQwen3Processor]:
     """Loads a checkpoint folder or Hub id; or builds the model that a configuration JSON describes.
 
@@ -37,6 +38,7 @@ def load_model(
         tokenizer: folder or Hub id of the tokenizer, read only with a configuration JSON.
         task_weights: replaces the tasks of the configuration and the weights of their losses.
         image_size: side in pixels that views are resized to; None = as in the checkpoint, or the encoder's native one.
+        dtype: of a checkpoint's weights once loaded, such as "float32"; "auto" = as they are stored.
 
     Raises:
         FileNotFoundError: for a configuration JSON that is not there.
@@ -47,7 +49,7 @@ def load_model(
         return build_model(read_config(source, **overrides), tokenizer, attn_implementation, image_size)
     config = VggtQwen3Config.from_pretrained(source, **overrides)
     model = VggtQwen3ForConditionalGeneration.from_pretrained(
-        source, config=config, attn_implementation=attn_implementation
+        source, config=config, attn_implementation=attn_implementation, dtype=dtype
     )
     options = {} if image_size is None else {"size": image_size}
     return model, VggtQwen3Processor.from_pretrained(source, **options)

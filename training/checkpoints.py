@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,11 @@ CHECKPOINT_NAME = re.compile(r"^checkpoint-(\d+)$")
 def mark_complete(checkpoint: Path) -> None:
     """Declares a checkpoint whole."""
     (checkpoint / MARKER).touch()
+
+
+def unmark(checkpoint: Path) -> None:
+    """Before a checkpoint is written over: until its marker is back it does not count."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
@@ -49,3 +55,24 @@ def find_checkpoint(run: str | Path, wanted: str | None) -> Path | None:
             f"Complete ones in {run}: {[p.name for p in complete] or 'none'}"
         )
     return path
+
+
+def set_aside(run: str | Path) -> Path | None:
+    """Renames the folder of an earlier run before a new one begins in its place: their checkpoints must not mix.
+
+    Returns:
+        Where it is now, or None where there was none.
+    """
+    run = Path(run)
+    if not any(run.glob("checkpoint-*")):
+        return None
+    number = next(n for n in itertools.count(1) if not run.with_name(f"{run.name}.{n}").exists())
+    return run.rename(run.with_name(f"{run.name}.{number}"))
+
+
+def drop_later(run: str | Path, checkpoint: Path) -> None:
+    """Deletes the run's checkpoints of later steps than the one that it resumes from: they belong to another future."""
+    complete = complete_checkpoints(run)
+    if checkpoint in complete:
+        for later in complete[complete.index(checkpoint) + 1 :]:
+            remove_checkpoint(later)

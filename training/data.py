@@ -292,6 +292,8 @@ class SceneBatchSampler(Sampler[list[Draw]]):
         counts = _apportion(self.task_mix, self.num_draws)
         chosen = []
         for task, count in counts.items():
+            if not count:
+                continue
             order = np.concatenate([rng.permutation(len(groups[task])) for _ in range(-(-count // len(groups[task])))])
             chosen += [groups[task][i] for i in order[:count]]
         return chosen

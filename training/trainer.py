@@ -18,7 +18,7 @@ from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
 from .arguments import DataArguments, SceneTrainingArguments
 from .callbacks import ProgressLines
-from .checkpoints import complete_checkpoints, mark_complete, remove_checkpoint
+from .checkpoints import complete_checkpoints, mark_complete, remove_checkpoint, unmark
 from .collator import SceneCollator
 from .data import Draw, SceneBatchSampler, SceneDataset
 from .freezing import part_of
@@ -76,7 +76,8 @@ class SceneTrainer(Trainer):
         for other in (ProgressCallback, PrinterCallback):
             self.remove_callback(other)
         self.add_callback(ProgressLines())
-        self._log_clock = (0, time.monotonic())
+        self._clock: tuple[int, float] | None = None
+        self._samples_seen = 0
 
     # Data: batches are dealt to ranks by the sampler, so the loader is not prepared by accelerate.
 
@@ -125,8 +126,10 @@ class SceneTrainer(Trainer):
         for batch in batch_samples:
             labelled = batch["labels"][:, 1:] != IGNORE_INDEX
             tasks = batch["task_ids"][:, 1:][labelled]
-            weights = batch["token_weights"][:, 1:][labelled] if "token_weights" in batch else torch.ones(len(tasks))
-            sums += torch.zeros(len(self.task_names)).index_add_(0, tasks, weights).to(device)
+            ones = torch.ones(len(tasks), device=tasks.device)
+            weights = batch["token_weights"][:, 1:][labelled] if "token_weights" in batch else ones
+            sums += torch.zeros(len(sums), device=tasks.device).index_add_(0, tasks, weights).to(device)
+            self._samples_seen += int((batch["labels"] == self.processing_class.end_of_turn_id).sum())
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums, "sum")
         return sums
@@ -142,14 +145,15 @@ class SceneTrainer(Trainer):
         return self.optimizer
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Trainable parameters by learning rate and decay, named for the logs; empty groups are left out."""
+        """Trainable parameters by learning rate and decay."""
         rates = {"text": self.args.text_learning_rate, "vision": self.args.vision_learning_rate}
         decayed = set(self.get_decay_parameter_names(model))
         groups: dict[tuple[float, float], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            rate = rates.get(part_of(name)) or self.args.learning_rate
+            rate = rates.get(part_of(name))
+            rate = self.args.learning_rate if rate is None else rate
             decay = self.args.weight_decay if name in decayed else 0.0
             group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
             group["params"].append(parameter)
@@ -167,32 +171,51 @@ class SceneTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Marks the checkpoint complete once every rank has written, and only then drops older ones."""
+        start = time.monotonic()
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            unmark(folder)
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
+        self._exclude_from_rate(start)
         if self.args.should_save:
-            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            mark_complete(folder)
             if self.num_checkpoints_kept:
                 for old in complete_checkpoints(self.args.output_dir)[: -self.num_checkpoints_kept]:
                     remove_checkpoint(old)
 
     # Progress
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """See `Trainer.training_step`; the first one starts the clock, when a resumed run knows its step."""
+        if self._clock is None:
+            self._clock = (self.state.global_step, time.monotonic())
+        return super().training_step(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """See `Trainer.evaluate`; its time and samples do not count as training."""
+        start, samples = time.monotonic(), self._samples_seen
+        metrics = super().evaluate(*args, **kwargs)
+        self._samples_seen = samples
+        self._exclude_from_rate(start)
+        return metrics
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds samples a second and the remaining seconds to what the steps log."""
-        if "loss" in logs:
+        """Adds samples (questions) a second and the remaining seconds to what the steps log."""
+        if "loss" in logs and self._clock is not None:
             step, now = self.state.global_step, time.monotonic()
-            last_step, last_time = self._log_clock
-            seconds_a_step = (now - last_time) / max(1, step - last_step)
-            samples = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            logs["samples_per_second"] = round(samples / seconds_a_step, 1)
-            logs["eta_s"] = round((self.state.max_steps - step) * seconds_a_step)
-            self._log_clock = (step, now)
+            last_step, last_time = self._clock
+            seconds = max(now - last_time, 1e-9)
+            logs["samples_per_second"] = round(self._samples_seen * self.args.world_size / seconds, 1)
+            logs["eta_s"] = round((self.state.max_steps - step) * seconds / max(1, step - last_step))
+            self._clock, self._samples_seen = (step, now), 0
         super().log(logs, start_time)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See `Trainer.train`."""
-        self._log_clock = (self.state.global_step, time.monotonic())
-        return super().train(*args, **kwargs)
+    def _exclude_from_rate(self, start: float) -> None:
+        if self._clock is not None:
+            step, since = self._clock
+            self._clock = (step, since + time.monotonic() - start)
 
 
 def _deal(batches: list[list[Draw]], rank: int, world_size: int) -> list[list[Draw]]:
