@@ -312,7 +312,7 @@ def test_unknown_settings_name_the_nearest(tmp_path):
     with pytest.raises(ValueError, match=r"'my_run.yaml'\] behind no option"):
         parse_arguments(["my_run.yaml"])
     path.write_text(yaml.safe_dump({"num_views": 3.5, "dataset": "data/rooms", "pack_questions": "no"}))
-    with pytest.raises(ValueError, match=r"num_views is 3.5, wanted int; dataset is 'data/rooms', wanted list; pack_"):
+    with pytest.raises(ValueError, match=r"dataset is 'data/rooms', wanted list; num_views is 3.5, wanted int; pack_"):
         parse_arguments(["--config", str(path)])
     with pytest.raises(FileNotFoundError, match=r"no nowhere\.yaml here"):
         parse_arguments(["--config", "nowhere.yaml"])
