@@ -59,13 +59,13 @@ def read_module(path: Path) -> Module:
         tree = ast.parse(text)
     except SyntaxError as error:
         return Module(frozenset(), frozenset(), (f"{path.name} is not Python: {error}",))
-    faults, siblings = [], set()
+    faults, siblings, optional = [], set(), _guarded_lines(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             siblings |= {node.module} if node.level == 1 and node.module and "." not in node.module else set()
             faults += _relative_fault(node, path.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            faults += _absolute_faults(node, path.name, optional=_guarded_lines(tree))
+            faults += _absolute_faults(node, path.name, optional)
     for match in RELATIVE_IMPORT.finditer(text):
         name = match.group(1) or match.group(2)
         if name not in siblings:

@@ -25,7 +25,7 @@ from training.assembly import build_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REPO_ID = "someone/rooms"
-LEARNING_STEPS = 240
+LEARNING_STEPS = 160
 ANSWER = "a lamp"
 ACTION = (
     '{"action":"place_anchor","label":"chair","center":[0.20,1.60,-0.80],"extent":[0.50,0.50,0.90],'

@@ -203,7 +203,7 @@ def test_other_weights_are_found_by_their_answers(staged, tmp_path):
 
 def test_code_that_fails_only_when_it_is_loaded_is_found(staged, tmp_path):
     folder = copy_staged(staged, tmp_path)
-    append(folder / "loading_vggt_qwen3.py", "\nraise RuntimeError('only when loaded')\n")
+    append(folder / "configuration_vggt_qwen3.py", "\nraise RuntimeError('only when loaded')\n")
     record_again(folder)
     with pytest.raises(NotPublishableError, match=r"it does not load.*only when loaded"):
         verify(folder)
