@@ -12,10 +12,12 @@ FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", flags=re.DOTALL)
 REQUIRED_KEYS = {
     "model": {"library_name": "transformers", "pipeline_tag": "image-text-to-text"},
     "dataset": {},
+    "space": {"sdk": "gradio", "app_file": "app.py"},
 }
 REQUIRED_SECTIONS = {
     "model": ("Use", "Intended use", "Limits", "Licence", "Cite"),
     "dataset": ("Use", "What it holds", "Limits", "Licence", "Cite"),
+    "space": (),
 }
 
 

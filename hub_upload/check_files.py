@@ -33,6 +33,15 @@ MODEL_FILES = (
     "NOTICE",
 )
 DATASET_FILES = ("data/*/*.parquet", "manifest.json", "README.md", "LICENSE")
+SPACE_FILES = (
+    "*.py",
+    "README.md",
+    "requirements.txt",
+    "model.txt",
+    "examples/*/cameras.json",
+    "examples/*/views/*.jpg",
+    "examples/*/depth/*.png",
+)
 REQUIRED = {
     "model": (
         "config.json",
@@ -46,12 +55,13 @@ REQUIRED = {
         "NOTICE",
     ),
     "dataset": ("manifest.json", "README.md"),
+    "space": ("app.py", "README.md", "requirements.txt", "model.txt"),
 }
-ALLOWED = {"model": MODEL_FILES, "dataset": DATASET_FILES}
+ALLOWED = {"model": MODEL_FILES, "dataset": DATASET_FILES, "space": SPACE_FILES}
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".dill")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-BINARY_SUFFIXES = (".safetensors", ".parquet")
+BINARY_SUFFIXES = (".safetensors", ".parquet", ".jpg", ".png")
 TRAINING_STATE = re.compile(r"optimizer|scheduler|rng_state|trainer_state|training_args|global_step|zero_|events\.out")
 
 SECRETS = {

@@ -18,6 +18,7 @@ REVISION = "0" * 40
 PACKAGES = Path("build")
 MODEL_PROBE = Path(__file__).with_name("probe.py")
 DATASET_PROBE = Path(__file__).with_name("probe_dataset.py")
+SPACE_PROBE = Path(__file__).with_name("probe_space.py")
 SHOWN_LINES = 6
 
 
@@ -50,6 +51,9 @@ def prove(folder: Path, staged: Staged, packages: Path | None = None, timeout_s:
 
 
 def _probe_command(folder: Path, staged: Staged, home: Path) -> list[str]:
+    if staged.repo_type == "space":
+        shutil.copyfile(SPACE_PROBE, home / SPACE_PROBE.name)
+        return [str(home / SPACE_PROBE.name), "--folder", str(folder.resolve())]
     if staged.repo_type == "dataset":
         shutil.copyfile(DATASET_PROBE, home / DATASET_PROBE.name)
         rows = json.dumps(staged.facts["rows"])

@@ -123,9 +123,9 @@ class _Repository:
         try:
             info = self._patiently("looking it up", look_up)
         except RepositoryNotFoundError:
-            self._patiently(
-                "creating it", partial(self.api.create_repo, **self.names, private=not public, exist_ok=True)
-            )
+            sdk = {"space_sdk": "gradio"} if self.repo_type == "space" else {}
+            create = partial(self.api.create_repo, **self.names, **sdk, private=not public, exist_ok=True)
+            self._patiently("creating it", create)
             info = self._patiently("looking it up", look_up)
         if not info.private and not public:
             raise ValueError(f"{self.repo_id} is public: say --public if everybody may see this")

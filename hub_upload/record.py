@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 STAGED, REFERENCE, VERIFIED = "staged.json", "reference.safetensors", "verified.json"
-REPO_TYPES = ("model", "dataset")
+REPO_TYPES = ("model", "dataset", "space")
 
 
 class NotStagedError(FileNotFoundError):
@@ -25,7 +25,7 @@ class NotStagedError(FileNotFoundError):
 @dataclass(frozen=True)
 class Staged:
     """Attributes:
-    repo_type: model or dataset.
+    repo_type: one of REPO_TYPES.
     repo_id: where the card says that it is.
     files: path within the folder -> sha256.
     facts: what verification compares with (see the stage_* modules).

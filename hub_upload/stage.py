@@ -1,7 +1,8 @@
-"""Makes a folder that is ready for the Hub, from a checkpoint or a built dataset. Next: hub_upload.verify, then push.
+"""Makes a folder that is ready for the Hub: a model, a dataset or a Space. Next: hub_upload.verify, then push.
 
 python -m hub_upload.stage --model outputs/demo --output build/stage --repo-id ORG/NAME --evaluation outputs/eval/demo
 python -m hub_upload.stage --type dataset --dataset data/rooms --output build/rooms --repo-id ORG/NAME
+python -m hub_upload.stage --type space --model ORG/NAME --output build/space --repo-id ORG/PAGE
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from .licences import DATA_SOURCES, ENCODERS
 from .record import REPO_TYPES, Staged
 from .stage_dataset import DatasetSettings, stage_dataset
 from .stage_model import ModelSettings, stage_model
+from .stage_space import SpaceSettings, stage_space
+
+Settings = ModelSettings | DatasetSettings | SpaceSettings
 
 
-def parse(argv: list[str] | None = None) -> ModelSettings | DatasetSettings:
+def parse(argv: list[str] | None = None) -> Settings:
     """Settings of the command line.
 
     Raises:
@@ -32,7 +36,9 @@ def parse(argv: list[str] | None = None) -> ModelSettings | DatasetSettings:
     parser.add_argument("--repo-id", required=True, metavar="ORG/NAME", help="where it will be published")
     parser.add_argument("--overwrite", action="store_true", help="replace an older staged folder")
     model = parser.add_argument_group("a model")
-    model.add_argument("--model", default="outputs/demo", help="checkpoint folder or Hub id (%(default)s)")
+    model.add_argument(
+        "--model", default="outputs/demo", help="checkpoint folder or Hub id; of a Space: Hub id (%(default)s)"
+    )
     model.add_argument("--evaluation", type=Path, nargs="+", default=[], help="folders of eval.py, for the card")
     model.add_argument("--encoder", choices=sorted(ENCODERS), help="where its encoder comes from: decides the licence")
     model.add_argument("--encoder-license", type=Path, metavar="FILE", help="the licence that came with the encoder")
@@ -51,6 +57,8 @@ def parse(argv: list[str] | None = None) -> ModelSettings | DatasetSettings:
         raise ValueError(f"--repo-id is {options.repo_id}, wanted ORG/NAME")
     if options.type == "dataset":
         return DatasetSettings(options.dataset, options.output, options.repo_id, options.own_data, options.overwrite)
+    if options.type == "space":
+        return SpaceSettings(options.model, options.output, options.repo_id, options.overwrite)
     return ModelSettings(
         model=options.model,
         output=options.output,
@@ -69,7 +77,8 @@ def main(argv: list[str] | None = None) -> Staged:
     """Stages what the command line asks for."""
     library_logging.set_verbosity_error()
     settings = parse(argv)
-    staged = stage_dataset(settings) if isinstance(settings, DatasetSettings) else stage_model(settings)
+    stages = {ModelSettings: stage_model, DatasetSettings: stage_dataset, SpaceSettings: stage_space}
+    staged = stages[type(settings)](settings)
     size = sum((settings.output / name).stat().st_size for name in staged.files)
     print(f"{settings.output}: {len(staged.files)} files, {size / 1e6:,.1f} MB, for {staged.repo_id}")
     print(f"next: python -m hub_upload.verify {settings.output}")

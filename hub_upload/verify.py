@@ -2,6 +2,7 @@
 
     python -m hub_upload.verify build/stage
     python -m hub_upload.verify build/stage --transformers 5.17.0     also under this version, which pip fetches once
+    python -m hub_upload.verify build/space --packages build/space-packages       where gradio is not installed
 
 Files: safetensors only, no training state, no secret, no path of this machine, a card with a licence, code that the
 library will find, the very bytes that were staged. Then a fresh interpreter loads them by every Auto class, in another
@@ -30,12 +31,15 @@ class NotPublishableError(ValueError):
     """A folder that must not be published. The message lists every fault."""
 
 
-def verify(folder: Path, transformers_versions: Sequence[str] = ()) -> list[dict[str, Any]]:
+def verify(
+    folder: Path, transformers_versions: Sequence[str] = (), packages: Path | None = None
+) -> list[dict[str, Any]]:
     """Verifies a staged folder and records it.
 
     Args:
         folder: what stage.py made.
         transformers_versions: to prove it under, besides the installed one.
+        packages: folder of packages that come before the installed ones.
 
     Returns:
         One mapping a process: {"versions": of the libraries that loaded it, "not_proved": Auto classes that this
@@ -49,7 +53,7 @@ def verify(folder: Path, transformers_versions: Sequence[str] = ()) -> list[dict
     staged = read_staged(folder)
     clear_verified(folder)
     _raise_faults(folder, static_faults(folder, staged))
-    places = [None, *(install_transformers(version) for version in transformers_versions)]
+    places = [packages, *(install_transformers(version) for version in transformers_versions)]
     results = [prove(folder, staged, packages) for packages in places]
     _raise_faults(folder, [f"{_name(result)}{fault}" for result in results for fault in result["faults"]])
     write_verified(folder, staged, [result["versions"] for result in results])
@@ -60,8 +64,8 @@ def static_faults(folder: Path, staged: Staged) -> list[str]:
     """Everything that can be seen without loading anything."""
     faults = changed_files(folder, staged) + check_names(folder, staged.repo_type) + check_texts(folder)
     faults += check_card(folder, staged.repo_type)
-    if staged.repo_type == "dataset":
-        return faults + check_data(folder)
+    if staged.repo_type != "model":
+        return faults + (check_data(folder) if staged.repo_type == "dataset" else [])
     faults += check_configurations(folder) + check_weights(folder)
     return faults + check_code(folder, staged.facts["auto_map"])
 
@@ -93,8 +97,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--transformers", nargs="+", default=[], metavar="VERSION", help="prove it under these as well, by pip"
     )
+    parser.add_argument("--packages", type=Path, help="folder of packages that come before the installed ones")
     options = parser.parse_args(argv)
-    for result in verify(options.folder, options.transformers):
+    for result in verify(options.folder, options.transformers, options.packages):
         print("loads under " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()))
         for auto_class in result.get("not_proved", []):
             print(f"  {auto_class} is not on offer there without further packages: not proved")

@@ -15,10 +15,9 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor, TextIteratorStreamer, pipeline
 
 from hub_upload.stage_model import REPOSITORY
-from tests.hub import make_checkpoint
+from tests.hub import level_cameras, make_checkpoint
 
 pytestmark = pytest.mark.xdist_group("hub")
-CAMERA_AXES = [[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]
 NEW_TOKENS = 6
 
 
@@ -52,14 +51,6 @@ def chat(views: list[Image.Image], question: str = "What is on the table?") -> l
     return [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
 
 
-def cameras(count: int) -> dict[str, list[np.ndarray]]:
-    world_from_cam = np.tile(np.eye(4), (count, 1, 1))
-    world_from_cam[:, :3, :3] = CAMERA_AXES
-    world_from_cam[:, 0, 3] = np.arange(count)
-    intrinsics = np.tile([[60.0, 0, 40], [0, 60, 30], [0, 0, 1]], (count, 1, 1))
-    return {"intrinsics": [intrinsics], "world_from_cam": [world_from_cam]}
-
-
 def batch_of(processor, views, **cameras):
     return processor.apply_chat_template(
         chat(views), tokenize=True, return_dict=True, add_generation_prompt=True, processor_kwargs=cameras
@@ -68,7 +59,7 @@ def batch_of(processor, views, **cameras):
 
 @pytest.fixture(scope="module")
 def batch(processor, views):
-    return batch_of(processor, views, **cameras(len(views)))
+    return batch_of(processor, views, **level_cameras(len(views)))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +136,7 @@ class TestPipeline:
 
     def test_cameras(self, ask, views, model, processor, batch):
         options = {"max_new_tokens": NEW_TOKENS, "return_full_text": False}
-        (result,) = ask(text=chat(views), processor_kwargs=cameras(3), **options)
+        (result,) = ask(text=chat(views), processor_kwargs=level_cameras(3), **options)
         tokens = model.generate(**batch, do_sample=False, max_new_tokens=NEW_TOKENS)
         words = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         assert result["generated_text"] == words[0]
@@ -153,7 +144,7 @@ class TestPipeline:
     def test_half_precision_does_not_round_cameras(self, checkpoint, views):
         ask = pipeline("image-text-to-text", model=checkpoint, trust_remote_code=True, dtype=torch.bfloat16)
         assert ask.model.dtype == torch.bfloat16
-        (result,) = ask(text=chat(views), processor_kwargs=cameras(3), max_new_tokens=2, return_full_text=False)
+        (result,) = ask(text=chat(views), processor_kwargs=level_cameras(3), max_new_tokens=2, return_full_text=False)
         assert isinstance(result["generated_text"], str)
 
 

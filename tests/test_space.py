@@ -22,8 +22,11 @@ import trimesh
 from PIL import Image
 
 from evaluation.drawing import box_corners as reference_corners
-from tests.hub import ANSWER, make_talking_checkpoint
-from tests.hub import level_cameras as cameras_of
+from hub_upload.record import read_staged
+from hub_upload.stage_space import SpaceSettings, stage_space
+from hub_upload.verify import NotPublishableError, static_faults, verify
+from tests.hub import ANSWER, level_cameras, make_talking_checkpoint, record_again, run_module
+from tests.hub_server import TOKEN, running_hub
 
 SPACE = Path(__file__).resolve().parents[1] / "hub_upload" / "space"
 ANCHOR = {"action": "place_anchor", "label": "chair", "center": [0.3, 4.0, 1.2]}
@@ -44,7 +47,7 @@ drawing, room = load("drawing"), load("room")
 
 
 def level_camera() -> tuple[np.ndarray, np.ndarray]:
-    cameras = cameras_of(1)
+    cameras = level_cameras(1)
     return cameras["intrinsics"][0][0], cameras["world_from_cam"][0][0]
 
 
@@ -163,6 +166,39 @@ class TestUploads:
             assert np.allclose([np.linalg.det(matrix[:3, :3]) for matrix in shown.world_from_cam], 1, atol=1e-4)
 
 
+class TestPublishing:
+    @pytest.fixture
+    def staged(self, tmp_path) -> Path:
+        stage_space(SpaceSettings("someone/rooms", tmp_path / "space", "someone/page"))
+        return tmp_path / "space"
+
+    def test_what_is_staged(self, staged):
+        names = set(read_staged(staged).files)
+        assert {"app.py", "guide.py", "room.py", "drawing.py", "requirements.txt", "model.txt", "README.md"} < names
+        assert len([name for name in names if name.endswith(".jpg")]) == 12
+        assert (staged / "model.txt").read_text() == "someone/rooms\n"
+        assert "models:\n- someone/rooms\n" in (staged / "README.md").read_text()
+        assert static_faults(staged, read_staged(staged)) == []
+
+    def test_a_space_serves_a_model_of_the_hub(self, tmp_path):
+        for name in ("outputs", str(tmp_path)):
+            with pytest.raises(ValueError, match="needs the Hub id"):
+                stage_space(SpaceSettings(name, tmp_path / "out", "someone/page"))
+
+    @pytest.mark.parametrize(
+        ("name", "text", "wanted"),
+        [
+            ("README.md", "# A page\n", "no metadata"),
+            ("cat.jpeg", "x", "cat.jpeg has no place"),
+            ("app.py", "TOKEN = '" + "hf_" + "a" * 34 + "'", "app.py holds a Hugging Face token"),
+        ],
+    )
+    def test_faults(self, name, text, wanted, staged):
+        (staged / name).write_text(text)
+        with pytest.raises(NotPublishableError, match=wanted):
+            verify(staged)
+
+
 # ------------------------------------------------------------------------------------------------------------- browser
 
 
@@ -245,6 +281,26 @@ def page(browser, served):
 def ask(page, question: str) -> None:
     page.locator("#question textarea").fill(question)
     page.locator("#question textarea").press("Enter")
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("space")
+def test_staged_verified_and_pushed(packages, tmp_path):
+    stage = str(tmp_path / "space")
+    with running_hub() as hub:
+        places = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        for words in (
+            ["stage", "--type", "space", "--model", "someone/rooms", "--output", stage, "--repo-id", "someone/page"],
+            ["verify", stage, "--packages", str(packages)],
+            ["push", stage, "--repo-id", "someone/page"],
+        ):
+            result = run_module("-m", f"hub_upload.{words[0]}", *words[1:], **places)
+            assert result.returncode == 0, result.stderr
+        assert hub.files("someone/page", kind="space")["app.py"] == (SPACE / "app.py").read_bytes()
+    (tmp_path / "space" / "guide.py").write_text("import gone\n")
+    record_again(tmp_path / "space")
+    with pytest.raises(NotPublishableError, match="No module named 'gone'"):
+        verify(tmp_path / "space", packages=packages)
 
 
 @pytest.mark.slow
