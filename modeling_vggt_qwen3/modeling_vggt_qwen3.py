@@ -170,11 +170,11 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             ValueError: where a row's placeholders and its scene's visual tokens differ in number; names both.
         """
         embeds = self.get_input_embeddings()(input_ids)
-        placeholders = input_ids == self.config.image_token_id
+        placeholders = (input_ids == self.config.image_token_id).to(embeds.device)
         if visual is None:
-            _check_counts(placeholders.sum(1), torch.zeros_like(input_ids[:, 0]))
+            _check_counts(placeholders.sum(1), torch.zeros_like(placeholders[:, 0]))
             return embeds
-        scene_index = self._check_scene_index(scene_index, len(input_ids), len(visual.mask), input_ids.device)
+        scene_index = self._check_scene_index(scene_index, len(input_ids), len(visual.mask), embeds.device)
         mask = visual.mask.to(embeds.device)[scene_index]
         _check_counts(placeholders.sum(1), mask.sum(1))
         tokens = visual.pooler_output.to(embeds)[scene_index][mask]  # rows in order, as the placeholders are
@@ -193,7 +193,7 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             return torch.arange(num_samples, device=device)
         if scene_index.shape != (num_samples,):
             raise ValueError(f"scene_index has shape {tuple(scene_index.shape)}; the {num_samples} rows want one each")
-        return scene_index
+        return scene_index.to(device)
 
     def forward(
         self,
