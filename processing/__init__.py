@@ -11,6 +11,7 @@ from .action_vggt_qwen3 import (
     format_action,
     parse_action,
 )
+from .constraint_vggt_qwen3 import ActionConstraint, action_grammar
 from .geometry_vggt_qwen3 import (
     depth_histogram,
     invert_rigid,
@@ -26,6 +27,7 @@ from .processing_vggt_qwen3 import VggtQwen3BatchFeature, VggtQwen3Processor
 
 __all__ = [
     "ACTION_SCHEMA",
+    "ActionConstraint",
     "ActionError",
     "VggtQwen3BatchFeature",
     "VggtQwen3ImageProcessor",
@@ -33,6 +35,7 @@ __all__ = [
     "action_anchors",
     "action_box",
     "action_from_targets",
+    "action_grammar",
     "action_to_world",
     "check_action",
     "depth_histogram",

@@ -1,4 +1,4 @@
-"""Actions, version 1: one definition from which the JSON Schema, the canonical text and the parser derive.
+"""Actions, version 1: one definition from which JSON Schema, canonical text, parser and grammar derive.
 
     place_anchor    {"action":"place_anchor","label":…,"center":[x,y,z],"extent":[w,d,h],"normal":[nx,ny,nz]}
     place_anchors   {"action":"place_anchors","anchors":[{"label":…,"center":…,"extent":…,"normal":…}, …]}
@@ -68,6 +68,11 @@ class TextField:
         """The canonical text."""
         return f'"{value}"'
 
+    def text_pattern(self) -> str:
+        """Regular expression of all canonical texts, also in the syntax of Rust."""
+        inner, outer = r'[^"\\\x00-\x1f]', r'[^"\\\x00-\x20]'
+        return f'"{outer}(?:{inner}{{0,{self.max_chars - 2}}}{outer})?"'
+
 
 @dataclass(frozen=True)
 class VectorField:
@@ -91,14 +96,27 @@ class VectorField:
                 raise ActionError(f"{where}[{index}] is {_shown(number)}, wanted a number")
             if not low <= number <= high:
                 raise ActionError(f"{where}[{index}] is {number:g}, wanted {low:g} to {high:g}")
-        length = math.hypot(*value)
-        if self.is_unit and abs(length - 1.0) > NORMAL_LENGTH_TOLERANCE:
-            raise ActionError(f"{where} has the length {length:.2f}, wanted a unit vector")
+        hundredths = [_hundredths(number) for number in value]
+        if not self._allows(hundredths):
+            raise ActionError(f"{where} has the length {_length(hundredths):.2f}, wanted a unit vector")
         return [float(number) for number in value]
 
     def text(self, value: Sequence[float]) -> str:
         """The canonical text; the only place where numbers are rounded."""
-        return "[" + ",".join(_number_text(number) for number in value) + "]"
+        return "[" + ",".join(_number_text(_hundredths(number)) for number in value) + "]"
+
+    def text_pattern(self) -> str:
+        """Regular expression of all canonical texts, also in the syntax of Rust."""
+        ranges = [range(_hundredths(low), _hundredths(high) + 1) for low, high in self.bounds]
+        if self.is_unit:
+            numbers = _tails_pattern(ranges, (), self._allows)
+        else:
+            numbers = ",".join(_range_pattern(each[0], each[-1]) for each in ranges)
+        return rf"\[{numbers}\]"
+
+    def _allows(self, hundredths: Sequence[int]) -> bool:
+        """Whether the numbers as they are written have the length that is asked for."""
+        return not self.is_unit or abs(_length(hundredths) - 1.0) <= NORMAL_LENGTH_TOLERANCE
 
 
 Field = TextField | VectorField
@@ -179,10 +197,21 @@ def format_action(action: Mapping[str, Any]) -> str:
         ActionError: as `check_action`.
     """
     checked = check_action(action)
-    if checked["action"] == SINGLE_ACTION:
-        return f'{{"action":"{SINGLE_ACTION}",{_anchor_text(checked)}}}'
-    anchors = ",".join(f"{{{_anchor_text(anchor)}}}" for anchor in checked[LIST_KEY])
-    return f'{{"action":"{LIST_ACTION}","{LIST_KEY}":[{anchors}]}}'
+    anchors = action_anchors(checked)
+    texts = [anchor_layout([field.text(anchor[field.name]) for field in ANCHOR_FIELDS]) for anchor in anchors]
+    return action_layout(checked["action"], texts)
+
+
+def action_layout(name: str, anchors: Sequence[str]) -> str:
+    """The canonical text of an action around those of its anchors."""
+    if name == SINGLE_ACTION:
+        return f'{{"action":"{name}",{anchors[0]}}}'
+    return f'{{"action":"{name}","{LIST_KEY}":[{",".join(f"{{{anchor}}}" for anchor in anchors)}]}}'
+
+
+def anchor_layout(values: Sequence[str]) -> str:
+    """The canonical text of an anchor around those of its values, without braces."""
+    return ",".join(f'"{field.name}":{value}' for field, value in zip(ANCHOR_FIELDS, values, strict=True))
 
 
 def parse_action(text: str) -> Action:
@@ -364,19 +393,70 @@ def _check_keys(found: Mapping[str, Any], wanted: Sequence[str], prefix: str) ->
         raise ActionError(f"unknown {', '.join(unknown)}, wanted only {', '.join(wanted)}")
 
 
-def _anchor_text(anchor: Mapping[str, Any]) -> str:
-    return ",".join(f'"{field.name}":{field.text(anchor[field.name])}' for field in ANCHOR_FIELDS)
-
-
 def _hundredths(number: float) -> int:
     """Rounds half up; the nudge keeps an exact half from flipping with the last bits of a world transform."""
     return math.floor(number * 10**DECIMALS + 0.5 + 1e-6)
 
 
-def _number_text(number: float) -> str:
-    hundredths = _hundredths(number)
+def _number_text(hundredths: int) -> str:
     whole, rest = divmod(abs(hundredths), 10**DECIMALS)
     return f"{'-' if hundredths < 0 else ''}{whole}.{rest:0{DECIMALS}d}"
+
+
+def _length(hundredths: Sequence[int]) -> float:
+    return math.hypot(*hundredths) / 10**DECIMALS
+
+
+def _range_pattern(low: int, high: int) -> str:
+    """Regular expression of the canonical texts of all hundredths from low to high."""
+    signed = [("-", max(1, -high), -low), ("", max(0, low), high)]
+    parts = []
+    for sign, first, last in signed:
+        while first <= last:
+            text = _number_text(first)
+            same_width = min(last, int("9" * (len(text) - 1)))
+            parts.append(sign + _digits_pattern(text, _number_text(same_width)))
+            first = same_width + 1
+    return parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})"
+
+
+def _digits_pattern(low: str, high: str) -> str:
+    """Regular expression of the texts from low to high, which have the same width and the point at the same place."""
+    if low == high:
+        return low.replace(".", r"\.")
+    if low[0] == high[0]:
+        return low[0].replace(".", r"\.") + _digits_pattern(low[1:], high[1:])
+    zeros, nines = re.sub(r"\d", "0", low[1:]), re.sub(r"\d", "9", low[1:])
+    first, last, parts = int(low[0]), int(high[0]), []
+    if low[1:] != zeros:
+        parts.append(low[0] + _digits_pattern(low[1:], nines))
+        first += 1
+    if high[1:] != nines:
+        parts.append(high[0] + _digits_pattern(zeros, high[1:]))
+        last -= 1
+    if first <= last:
+        parts.append((f"[{first}-{last}]" if first < last else str(first)) + _digits_pattern(zeros, nines))
+    return parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})"
+
+
+def _tails_pattern(
+    ranges: Sequence[range], before: tuple[int, ...], allows: Callable[[Sequence[int]], bool]
+) -> str | None:
+    """Regular expression of the numbers that may follow those before, as a list; None if there are none."""
+    if not ranges:
+        return "" if allows(before) else None
+    runs: list[tuple[int, int, str]] = []
+    for number in ranges[0]:
+        tail = _tails_pattern(ranges[1:], (*before, number), allows)
+        if tail is None:
+            continue
+        if runs and runs[-1][1:] == (number - 1, tail):
+            runs[-1] = (runs[-1][0], number, tail)
+        else:
+            runs.append((number, number, tail))
+    comma = "," if len(ranges) > 1 else ""
+    parts = [_range_pattern(low, high) + comma + tail for low, high, tail in runs]
+    return f"(?:{'|'.join(parts)})" if parts else None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

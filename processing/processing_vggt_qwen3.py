@@ -38,6 +38,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .action_vggt_qwen3 import ActionError, action_to_world, parse_action
 from .chat_vggt_qwen3 import CHAT_TEMPLATE, END_OF_TURN, IMAGE_PLACEHOLDER, IMAGE_TOKEN, conversation
+from .constraint_vggt_qwen3 import ActionConstraint
 from .image_processing_vggt_qwen3 import VggtQwen3ImageProcessor
 from .scene_vggt_qwen3 import Arrays, ViewLayout, geometry_arrays
 
@@ -226,6 +227,20 @@ class VggtQwen3Processor(ProcessorMixin):
             names = [scene_ids] if isinstance(scene_ids, str) else list(scene_ids)
             scenes = _of_texts(names, len(texts), scene_index, "scene_ids")
         return [_decoded(*row) for row in zip(texts, frames, scenes)]
+
+    def action_constraint(
+        self, *, actions: Sequence[str] | None = None, labels: Sequence[str] | None = None
+    ) -> ActionConstraint:
+        """Lets `generate` write only actions: `model.generate(**inputs, logits_processor=[constraint])`.
+
+        Args:
+            actions: names of the actions that may be written; all by default.
+            labels: the only labels that may be written; any text by default.
+
+        Raises:
+            ImportError, ValueError: as `ActionConstraint`.
+        """
+        return ActionConstraint(self.tokenizer, actions=actions, labels=labels)
 
     def _scene_arrays(self, images: Any, num_views: Any, intrinsics: Any, world_from_cam: Any, depth: Any) -> Arrays:
         """Every key of the table whose first dimension is S."""

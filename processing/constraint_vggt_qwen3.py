@@ -1,0 +1,287 @@
+"""Constrained decoding: the model can write nothing but the canonical text of an action, ended by `<|im_end|>`.
+
+The grammar derives from the definition of actions, the masks come from llguidance (an optional library here: only who
+asks for a constraint needs it). Of the plain generation loop it is a logits processor; a loop of one's own computes
+masks on the CPU while the device works, and takes the tokens that the grammar forces several at a time.
+"""
+
+import functools
+import json
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from .action_vggt_qwen3 import (
+    ACTION_NAMES,
+    ANCHOR_FIELDS,
+    LIST_ACTION,
+    MAX_ANCHORS,
+    ActionError,
+    TextField,
+    action_layout,
+    anchor_layout,
+)
+from .chat_vggt_qwen3 import END_OF_TURN
+
+try:
+    from llguidance import LLMatcher, LLTokenizer
+    from llguidance.hf import from_tokenizer
+except ImportError:  # named when a constraint is asked for
+    LLMatcher = LLTokenizer = None
+
+LABEL_FIELD = "label"
+HOLE = "\0"
+_TOKENIZERS: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, LLTokenizer]]" = weakref.WeakKeyDictionary()
+
+
+class ActionConstraint(LogitsProcessor):
+    """Lets a model write only actions; one object serves one `generate` call after another.
+
+        constraint = processor.action_constraint()
+        model.generate(**inputs, logits_processor=[constraint])
+
+    In a loop of one's own: `start(num_rows)`, then again and again `mask`, a choice, `accept`, and `forced` for the
+    tokens that need no choice, which `accept` takes as well. Rows that are done ask for `<|im_end|>` again.
+
+    Args:
+        tokenizer: of the processor; the first constraint of a tokenizer takes seconds, further ones milliseconds.
+        actions: names of the actions that may be written; all by default.
+        labels: the only labels that may be written; any text by default.
+
+    Raises:
+        ImportError: llguidance is not installed.
+        ValueError: no such action, a label that the definition refuses, an empty list, or a slow tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        actions: Sequence[str] | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        if LLMatcher is None:
+            raise ImportError('constrained decoding needs llguidance: pip install "llguidance>=1.9,<2"')
+        self.grammar = action_grammar(_frozen(actions), _frozen(labels))
+        self.tokenizer = tokenizer
+        self.end_of_turn_id = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        self._guide = _guide(tokenizer, self.end_of_turn_id)
+        self.vocab_size = self._guide.vocab_size
+        self._fresh = LLMatcher(self._guide, self.grammar)
+        _check(self._fresh)
+        self._matchers: list[LLMatcher] = []
+        self._taken: list[list[int]] = []
+        self._prompt: np.ndarray | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows since the last `start`."""
+        return len(self._taken)
+
+    def start(self, num_rows: int) -> None:
+        """Begins anew with so many rows, none of which has a token yet."""
+        if num_rows < 1:
+            raise ValueError(f"num_rows is {num_rows}, wanted at least 1")
+        self._matchers = [self._fresh.deep_copy() for _ in range(num_rows)]
+        self._taken = [[] for _ in range(num_rows)]
+        self._prompt = None
+
+    def reset(self) -> None:
+        """Begins anew with as many rows as before."""
+        self.start(max(1, self.num_rows))
+
+    def packed_mask(self) -> torch.Tensor:
+        """The tokens that may come next: uint8 [rows, bytes] on the CPU, token t is bit t % 8 of byte t // 8."""
+        masks = [self._matchers[row].compute_bitmask() for row in range(self.num_rows)]
+        for row in range(self.num_rows):
+            _check(self._matchers[row])
+        return torch.from_numpy(np.stack([np.frombuffer(mask, np.uint8) for mask in masks]))
+
+    def mask(
+        self,
+        device: torch.device | str = "cpu",
+        out: torch.Tensor | None = None,
+        *,
+        vocab_size: int | None = None,
+    ) -> torch.Tensor:
+        """The tokens that may come next, computed on the CPU and unpacked on the device.
+
+        Args:
+            device: of the result; `out` has its own.
+            out: bool or uint8 [rows, vocab_size] to write to.
+            vocab_size: number of the model's tokens, which may be larger than the tokenizer's; by default `out`'s or
+                the tokenizer's.
+
+        Returns:
+            bool [rows, vocab_size], or `out`. At least one token of each row is allowed.
+
+        Raises:
+            ValueError: fewer tokens than the tokenizer has, or another number of rows.
+        """
+        if out is not None:
+            device, vocab_size = out.device, out.shape[1]
+            if len(out) != self.num_rows:
+                raise ValueError(f"out has {len(out)} rows, wanted {self.num_rows}")
+        size = self.vocab_size if vocab_size is None else vocab_size
+        if size < self.vocab_size:
+            raise ValueError(
+                f"the model has {size} tokens, the tokenizer {self.vocab_size}: they do not belong together"
+            )
+        packed = self.packed_mask().to(device)
+        bits = 2 ** torch.arange(8, dtype=torch.uint8, device=device)
+        allowed = (packed[..., None] & bits).ne(0).flatten(1)[:, : self.vocab_size]  # [rows, tokenizer's tokens]
+        if out is None:
+            out = torch.zeros((self.num_rows, size), dtype=torch.bool, device=device)
+        out[:, : self.vocab_size] = allowed
+        out[:, self.vocab_size :] = 0
+        return out
+
+    def accept(self, row_tokens: Sequence[int | Sequence[int]]) -> None:
+        """Takes the next token or run of tokens of every row; what follows the end of a row is ignored.
+
+        Raises:
+            ValueError: another number of rows, or a token that the grammar does not allow, naming row and token.
+        """
+        if len(row_tokens) != self.num_rows:
+            raise ValueError(f"row_tokens holds {len(row_tokens)} rows, wanted {self.num_rows}")
+        for row, tokens in enumerate(row_tokens):
+            self._take(row, [tokens] if isinstance(tokens, int) else list(tokens))
+
+    def forced(self) -> list[list[int]]:
+        """For every row the tokens that must come next, as the tokenizer would write them; often none."""
+        return [[] if self.is_done(row) else self._matchers[row].compute_ff_tokens() for row in range(self.num_rows)]
+
+    def is_done(self, row: int) -> bool:
+        """Whether the row has its `<|im_end|>`."""
+        taken = self._taken[row]
+        return bool(taken) and taken[-1] == self.end_of_turn_id
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores [rows, vocabulary] with minus infinity for all tokens that the grammar does not allow.
+
+        Args:
+            input_ids: [rows, tokens]: the prompt at first, then with the tokens taken since.
+            scores: [rows, vocabulary].
+
+        Raises:
+            ValueError: a token was taken that had been forbidden, or a vocabulary that is not the tokenizer's.
+        """
+        self._follow(input_ids.cpu().numpy())
+        return scores.masked_fill(~self.mask(scores.device, vocab_size=scores.shape[1]), -torch.inf)
+
+    def _follow(self, ids: np.ndarray) -> None:
+        """Brings every row to the tokens after the prompt; anything that does not continue the prompt is a new one."""
+        if not self._continues(ids):
+            self.start(len(ids))
+            self._prompt = ids.copy()
+            return
+        for row, tokens in enumerate(ids[:, self._prompt.shape[1] :].tolist()):
+            taken = self._taken[row]
+            if tokens[: len(taken)] != taken:  # beams change places
+                self._matchers[row], self._taken[row], taken = self._fresh.deep_copy(), [], []
+            self._take(row, tokens[len(taken) :])
+
+    def _continues(self, ids: np.ndarray) -> bool:
+        prompt = self._prompt
+        if prompt is None or len(prompt) != len(ids) or prompt.shape[1] > ids.shape[1]:
+            return False
+        return bool((ids[:, : prompt.shape[1]] == prompt).all())
+
+    def _take(self, row: int, tokens: list[int]) -> None:
+        """Takes the tokens up to the end of the row. The matcher never sees that end: it could not go back over it."""
+        if self.is_done(row):
+            return
+        matcher, end = self._matchers[row], self.end_of_turn_id
+        ends = end in tokens
+        text = tokens[: tokens.index(end)] if ends else tokens
+        allowed = matcher.try_consume_tokens(text)
+        _check(matcher)
+        if allowed == len(text) and (not ends or matcher.compute_ff_tokens() == [end]):
+            self._taken[row] += text + [end] * ends
+            return
+        before = self.tokenizer.decode(self._taken[row] + text[:allowed])
+        refused = self.tokenizer.decode([tokens[allowed]])
+        raise ValueError(
+            f"row {row} took {refused!r} after {before!r}, which begins no action: choose tokens that the mask allows"
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def action_grammar(actions: Sequence[str] | None = None, labels: Sequence[str] | None = None) -> str:
+    """The grammar of exactly the canonical texts, each ended by `<|im_end|>`, in the Lark dialect of llguidance.
+
+    Args:
+        actions: names of the actions; all by default.
+        labels: the only labels; any by default.
+
+    Raises:
+        ValueError: no such action, a label that the definition refuses, or an empty list.
+    """
+    actions = ACTION_NAMES if actions is None else tuple(actions)
+    unknown = [name for name in actions if name not in ACTION_NAMES]
+    if unknown or not actions:
+        raise ValueError(f"actions is {actions!r}, wanted some of {', '.join(ACTION_NAMES)}")
+    literals = _split(anchor_layout([HOLE] * len(ANCHOR_FIELDS)))
+    names = [field.name.upper() for field in ANCHOR_FIELDS]
+    anchor = [part for pair in zip(literals, names) for part in pair] + literals[len(names) :]
+    lines = ["%llguidance {}", f"start: ({' | '.join(actions)}) {END_OF_TURN}"]
+    lines += [f"{name}: {_action_rule(name)}" for name in actions]
+    lines += [f"anchor: {' '.join(part for part in anchor if part != _literal(''))}"]
+    lines += [f"{name}: {_terminal(field, labels)}" for name, field in zip(names, ANCHOR_FIELDS)]
+    return "\n".join(lines) + "\n"
+
+
+def _frozen(names: Sequence[str] | None) -> str | tuple[str, ...] | None:
+    return names if names is None or isinstance(names, str) else tuple(names)
+
+
+def _action_rule(name: str) -> str:
+    if name != LIST_ACTION:
+        head, tail = _split(action_layout(name, [HOLE]))
+        return f"{head} anchor {tail}"
+    head, between, tail = _split(action_layout(name, [HOLE, HOLE]))
+    return f"{head} anchor ({between} anchor){{0,{MAX_ANCHORS - 1}}} {tail}"
+
+
+def _terminal(field: object, labels: Sequence[str] | None) -> str:
+    if labels is None or field.name != LABEL_FIELD:
+        return f"/{field.text_pattern()}/"
+    return " | ".join(_literal(field.text(label)) for label in _checked_labels(field, labels))
+
+
+def _checked_labels(field: TextField, labels: Sequence[str]) -> list[str]:
+    if isinstance(labels, str) or not labels:
+        raise ValueError(f"labels is {labels!r}, wanted a list of labels, or None for any")
+    try:
+        return [field.check(label, f"labels[{index}]") for index, label in enumerate(labels)]
+    except ActionError as error:
+        raise ValueError(str(error)) from error
+
+
+def _split(layout: str) -> list[str]:
+    return [_literal(part) for part in layout.split(HOLE)]
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _guide(tokenizer: PreTrainedTokenizerBase, end_of_turn_id: int) -> "LLTokenizer":
+    """llguidance's view of a tokenizer, made once: at 151,669 tokens it takes over two seconds."""
+    size, guide = _TOKENIZERS.get(tokenizer, (0, None))
+    if size == len(tokenizer):
+        return guide
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} is a slow tokenizer: load the fast one for constrained decoding")
+    guide = from_tokenizer(tokenizer, eos_token=end_of_turn_id)
+    _TOKENIZERS[tokenizer] = (len(tokenizer), guide)
+    return guide
+
+
+def _check(matcher: "LLMatcher") -> None:
+    if matcher.is_error():
+        raise RuntimeError(f"constrained decoding failed: {matcher.get_error()}")
