@@ -26,10 +26,18 @@ from training.arguments import (
     uses_deepspeed,
 )
 from training.assembly import load_model
-from training.checkpoints import drop_later, find_checkpoint, set_aside
+from training.checkpoints import (
+    check_resumable,
+    clear_staging,
+    drop_later,
+    find_checkpoint,
+    set_aside,
+    writing,
+)
 from training.data import SceneDataset
 from training.embedded import embedded_dataset
 from training.freezing import set_trainable
+from training.guards import STOPPED_BY_SIGNAL
 from training.launch import prepare_process, refuse_data_parallel
 from training.trainer import SceneTrainer
 
@@ -49,6 +57,8 @@ def main(argv: list[str] | None = None) -> SceneTrainer:
         data_args.dataset = data_args.dataset or [embedded_dataset()]
     with args.main_process_first(desc="checkpoints"):
         checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+        if checkpoint is not None:
+            check_resumable(checkpoint, args.step_conditions())
         if args.process_index == 0:
             _prepare_run_folder(args.output_dir, checkpoint)
     train_dataset = _dataset(data_args, "train", data_args.max_train_samples)
@@ -77,14 +87,22 @@ def main(argv: list[str] | None = None) -> SceneTrainer:
         run_config=_run_config(model_args, data_args, args),
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    trainer.save_model()
-    trainer.save_state()
+    if trainer.stopped_early:
+        logger.info(
+            "stopped by a signal at step %d; the same command with --resume_from_checkpoint latest goes on",
+            trainer.state.global_step,
+        )
+        raise SystemExit(STOPPED_BY_SIGNAL)
+    with writing("the trained model", args.output_dir):
+        trainer.save_model()
+        trainer.save_state()
     logger.info("saved to %s", args.output_dir)
     return trainer
 
 
 def _prepare_run_folder(run: str, checkpoint: Path | None) -> None:
     """Leaves no checkpoint of another run, or of another future of this one, where this run will write its own."""
+    clear_staging(run)
     if checkpoint is not None:
         drop_later(run, checkpoint)
     elif moved := set_aside(run):

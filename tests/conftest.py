@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,3 +33,16 @@ def rooms(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
             command += ["--scenes", "8", "--heldout", "4", "--views", "8", "--num-proc", "1"]
             subprocess.run(command, cwd=REPOSITORY, check=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def small_json(tmp_path_factory) -> str:
+    """A configuration of a model that trains in seconds, at the vocabulary of the tiny tokenizer."""
+    from tests.fake import small_config
+
+    path = tmp_path_factory.mktemp("model") / "small.json"
+    fields = small_config().to_dict()
+    tiny = json.loads((REPOSITORY / "configs/models/tiny.json").read_text())
+    fields["text_config"]["vocab_size"] = tiny["text_config"]["vocab_size"]
+    path.write_text(json.dumps(fields))
+    return str(path)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 import train
-from tests.conftest import REPOSITORY
 from tests.fake import small_config
+from tests.training_runs import free_port, losses, run, settings
 from training.arguments import CONFIGS, known_keys, parse_arguments, read_yaml
 from training.assembly import load_model
 from training.checkpoints import drop_later, find_checkpoint
@@ -25,49 +21,6 @@ from training.collator import SceneCollator
 from training.data import SceneDataset
 from training.freezing import part_of, set_trainable
 from training.trainer import SceneTrainer
-
-
-@pytest.fixture(scope="session")
-def small_json(tmp_path_factory) -> str:
-    """A configuration of a model that trains in seconds, at the vocabulary of the tiny tokenizer."""
-    path = tmp_path_factory.mktemp("model") / "small.json"
-    fields = small_config().to_dict()
-    fields["text_config"]["vocab_size"] = json.loads((CONFIGS / "models" / "tiny.json").read_text())["text_config"][
-        "vocab_size"
-    ]
-    path.write_text(json.dumps(fields))
-    return str(path)
-
-
-def settings(small_json: str, rooms: Path, output: Path, **options: object) -> list[str]:
-    """A command line of a run of few, small steps."""
-    values = {
-        "model": small_json,
-        "dataset": rooms,
-        "output_dir": output,
-        "num_views": 2,
-        "samples_per_scene": 4,
-        "per_device_train_batch_size": 8,
-        "max_steps": 6,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "report_to": "none",
-        **options,
-    }
-    words = []
-    for key, value in values.items():
-        words += [f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return words
-
-
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
-    return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False, timeout=300)
-
-
-def losses(output: Path) -> list[float]:
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
 
 
 def build_trainer(argv: list[str]) -> SceneTrainer:
@@ -162,36 +115,6 @@ def test_learning_rates_by_part(small_json, rooms, tmp_path):
                 assert group["weight_decay"] == 0
 
 
-def test_killed_and_resumed_equals_undisturbed(small_json, rooms, tmp_path):
-    """Killed in its third epoch, so that the order of a later epoch is found again too."""
-    options = {"max_steps": 24, "num_views": 1, "samples_per_scene": 16, "per_device_train_batch_size": 16}
-    whole = run([sys.executable, "train.py", *settings(small_json, rooms, tmp_path / "whole", **options)])
-    assert whole.returncode == 0, whole.stderr[-2000:]
-    argv = settings(small_json, rooms, tmp_path / "cut", resume_from_checkpoint="latest", **options)
-    victim = subprocess.Popen(
-        [sys.executable, "train.py", *argv], cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while _newest_step(tmp_path / "cut") < 18 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert not (tmp_path / "cut" / "trainer_state.json").exists(), "it was over before it was killed"
-    resumed = run([sys.executable, "train.py", *argv])
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    state = json.loads((tmp_path / "whole" / "trainer_state.json").read_text())
-    assert len(losses(tmp_path / "whole")) == 24
-    assert state["log_history"][17]["epoch"] > 1, "the kill must fall behind the first epoch"
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    for name, tensor in load_file(tmp_path / "whole" / "model.safetensors").items():
-        torch.testing.assert_close(load_file(tmp_path / "cut" / "model.safetensors")[name], tensor, atol=0, rtol=0)
-
-
-def _newest_step(run: Path) -> int:
-    checkpoint = find_checkpoint(run, "latest")
-    return 0 if checkpoint is None else int(checkpoint.name.split("-")[1])
-
-
 def test_a_new_run_does_not_mix_with_an_earlier_one(small_json, rooms, tmp_path):
     argv = settings(small_json, rooms, tmp_path / "run", max_steps=2, save_steps=1)
     train.main(argv)
@@ -258,7 +181,7 @@ def test_two_processes_train_save_and_resume(how, small_json, rooms, tmp_path):
     program, *words = LAUNCHES[how]
     command = [str(Path(sys.executable).parent / program), *words]
     argv = settings(small_json, rooms, tmp_path, max_steps=4, geometry_dropout=0.5, per_device_train_batch_size=4)
-    first = run([*command, *argv], MASTER_PORT=str(_free_port()))
+    first = run([*command, *argv], MASTER_PORT=str(free_port()))
     assert first.returncode == 0, first.stderr[-3000:]
     alone = settings(
         small_json, rooms, tmp_path / "one", max_steps=4, geometry_dropout=0.5, per_device_train_batch_size=8
@@ -274,13 +197,13 @@ def test_two_processes_train_save_and_resume(how, small_json, rooms, tmp_path):
             torch.testing.assert_close(trained[name], tensor, atol=2e-3, rtol=2e-2, msg=name)
 
     resumed = run(
-        [*command, *argv, "--max_steps", "6", "--resume_from_checkpoint", "latest"], MASTER_PORT=str(_free_port())
+        [*command, *argv, "--max_steps", "6", "--resume_from_checkpoint", "latest"], MASTER_PORT=str(free_port())
     )
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert losses(tmp_path)[:4] == pytest.approx(reference, rel=2e-3)
     assert len(losses(tmp_path)) == 6
     onwards = settings(str(tmp_path), rooms, tmp_path / "next", max_steps=1, save_strategy="no")
-    loaded = run([*command, *onwards], MASTER_PORT=str(_free_port()))
+    loaded = run([*command, *onwards], MASTER_PORT=str(free_port()))
     assert loaded.returncode == 0, loaded.stderr[-3000:]
 
 
@@ -337,9 +260,3 @@ def test_several_gpus_in_one_process_are_refused(monkeypatch):
 def _has_one_camera(batch: dict[str, torch.Tensor]) -> bool:
     """Whether one of the two scenes, so one of the two ranks, has cameras and the other has none."""
     return batch["geometry_mask"].tolist() in ([True, False], [False, True])
-
-
-def _free_port() -> int:
-    from training.launch import _free_port
-
-    return _free_port()

@@ -27,6 +27,7 @@ BYPASSED = {
     "label_names": "the labels are the batch table's",
     "label_smoothing_factor": "the loss of the answers is a plain cross-entropy",
     "length_column_name": "batches are grouped by scene",
+    "logging_nan_inf_filter": "a loss that is no number ends the run, by name of its scenes",
     "load_best_model_at_end": "every checkpoint loads by itself: evaluate those you want to compare",
     "push_to_hub": "use hub_upload",
     "remove_unused_columns": "samples are not columns",
@@ -121,6 +122,7 @@ class SceneTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "Checkpoint folder, or `latest`: the newest of output_dir, if there is one."}
     )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not used: such losses end the run."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: samples are not columns."})
 
     def __post_init__(self) -> None:
@@ -130,6 +132,15 @@ class SceneTrainingArguments(TrainingArguments):
             self.accelerator_config = {"use_configured_state": True}  # the state that prepare_process made
         self._refuse_bypassed()
         super().__post_init__()
+
+    def step_conditions(self) -> dict[str, int]:
+        """What a run that resumes must agree with, see `checkpoints.check_resumable`; zero_stage 0 = no DeepSpeed."""
+        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return {
+            "samples_per_step": batch * self.world_size,
+            "world_size": self.world_size,
+            "zero_stage": self.deepspeed_plugin.zero_stage if self.deepspeed else 0,
+        }
 
     def _refuse_bypassed(self) -> None:
         defaults = {f.name: f.default for f in dataclasses.fields(self)}

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import VggtQwen3Config
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from processing.image_processing_vggt_qwen3 import VggtQwen3ImageProcessor
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
+
+from .checkpoints import CheckpointError, cut_off_weights
 
 # AutoTokenizer reads config.json, too: known here, it needs no look at the checkpoint's own code, nor asks for leave.
 AutoConfig.register("vggt_qwen3", VggtQwen3Config, exist_ok=True)
@@ -43,14 +46,18 @@ def load_model(
     Raises:
         FileNotFoundError: for a configuration JSON that is not there.
         ValueError: for a configuration and a tokenizer that do not fit, or an incomplete checkpoint.
+        CheckpointError: for weights that were cut off.
     """
     overrides = {} if task_weights is None else {"task_weights": task_weights}
     if source.endswith(".json"):
         return build_model(read_config(source, **overrides), tokenizer, attn_implementation, image_size)
     config = VggtQwen3Config.from_pretrained(source, **overrides)
-    model = VggtQwen3ForConditionalGeneration.from_pretrained(
-        source, config=config, attn_implementation=attn_implementation, dtype=dtype
-    )
+    try:
+        model = VggtQwen3ForConditionalGeneration.from_pretrained(
+            source, config=config, attn_implementation=attn_implementation, dtype=dtype
+        )
+    except SafetensorError as error:
+        raise CheckpointError(f"{source}: {cut_off_weights(source) or error}; copy it again") from error
     options = {} if image_size is None else {"size": image_size}
     return model, VggtQwen3Processor.from_pretrained(source, **options)
 

@@ -178,6 +178,11 @@ class SceneDataset(TorchDataset):
         if count < len(self.samples):
             self.samples = [self.samples[i * len(self.samples) // count] for i in range(count)]
 
+    def scene_id(self, index: int) -> str:
+        """Name of a scene."""
+        table, row = self.scenes[index]
+        return self.scene_tables[table]["scene_id"][row]
+
     def sample(self, index: int) -> dict[str, Any]:
         """One row of the sample table."""
         table, row, *_ = self.samples[index]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,29 @@ from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
 from .arguments import DataArguments, SceneTrainingArguments
 from .callbacks import ProgressLines
-from .checkpoints import complete_checkpoints, mark_complete, remove_checkpoint, unmark
+from .checkpoints import STAGING, complete_checkpoints, remove_checkpoint, seal, writing
 from .collator import SceneCollator
 from .data import Draw, SceneBatchSampler, SceneDataset
 from .freezing import part_of
+from .guards import FiniteLossGuard, StopOnSignal, explain_lost_worker, leave_signals_to_parent
 
 RUN_CONFIG = "run_config.yaml"
 
 
 class SceneLoader(DataLoader):
-    """A DataLoader whose batch sampler hears of the epoch."""
+    """A DataLoader whose batch sampler hears of the epoch, and that says why a worker was lost."""
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:
+            explained = explain_lost_worker(error)
+            if explained is None:
+                raise
+            raise explained from error
 
 
 class SceneTrainer(Trainer):
@@ -76,6 +88,11 @@ class SceneTrainer(Trainer):
         for other in (ProgressCallback, PrinterCallback):
             self.remove_callback(other)
         self.add_callback(ProgressLines())
+        self.stop_on_signal = StopOnSignal()
+        self.add_callback(self.stop_on_signal)
+        self.loss_guard = FiniteLossGuard(self._describe_batch)
+        self._micro_batch, self._step_of_micro_batch = 0, -1
+        self._saved_step: int | None = None
         self._clock: tuple[int, float] | None = None
         self._samples_seen = 0
 
@@ -91,6 +108,7 @@ class SceneTrainer(Trainer):
             rank=self.args.process_index,
             world_size=self.args.world_size,
         )
+        self._train_sampler = sampler
         return self._loader(self.train_dataset, sampler)
 
     def get_eval_dataloader(self, eval_dataset: SceneDataset | None = None) -> DataLoader:
@@ -110,6 +128,7 @@ class SceneTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            worker_init_fn=leave_signals_to_parent,
         )
 
     def _prepare_input(self, data: Any) -> Any:
@@ -169,29 +188,77 @@ class SceneTrainer(Trainer):
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle; the settings are in the YAML
             (folder / RUN_CONFIG).write_text(yaml.safe_dump(self.run_config, sort_keys=False), encoding="utf-8")
 
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where checkpoints are written; `seal` moves them out of there."""
+        return str(Path(self.args.output_dir) / STAGING)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Marks the checkpoint complete once every rank has written, and only then drops older ones."""
+        """Seals the checkpoint once every rank has written, and only then drops older ones."""
+        step = self.state.global_step
+        if step == self._saved_step:
+            return
         start = time.monotonic()
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            unmark(folder)
+        with writing(f"the checkpoint of step {step}", self.args.output_dir):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(
+                    Path(self._get_output_dir(trial)) / f"checkpoint-{step}",
+                    self.args.output_dir,
+                    self.args.step_conditions(),
+                )
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
+        self._saved_step = step
         self._exclude_from_rate(start)
-        if self.args.should_save:
-            mark_complete(folder)
-            if self.num_checkpoints_kept:
-                for old in complete_checkpoints(self.args.output_dir)[: -self.num_checkpoints_kept]:
-                    remove_checkpoint(old)
+        if self.args.should_save and self.num_checkpoints_kept:
+            for old in complete_checkpoints(self.args.output_dir)[: -self.num_checkpoints_kept]:
+                remove_checkpoint(old)
+
+    # Beginning and ending
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether a signal ended training before its last step."""
+        return self.stop_on_signal.stopped and self.state.global_step < self.state.max_steps
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """A run resumed behind its last step takes no further one."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing is logged or saved of a step whose loss or gradient is no number."""
+        if self.control.should_log or self.control.should_save:
+            self.loss_guard.check()
+            if not self.args.fp16:  # there the scaler skips such steps
+                self.loss_guard.check_gradient(self.state.global_step - 1, grad_norm)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _describe_batch(self, step: int, micro_batch: int) -> str:
+        """The scenes of this rank's batches in a step, and where the given micro-batch stands among them."""
+        sampler = self._train_sampler
+        accumulation = self.args.gradient_accumulation_steps
+        epoch, step_in_epoch = divmod(step, -(-len(sampler) // accumulation))
+        sampler.set_epoch(epoch)
+        first = step_in_epoch * accumulation
+        draws = itertools.chain(*itertools.islice(sampler, first, first + accumulation))
+        scenes = list(dict.fromkeys(self.train_dataset.scene_id(draw.scene) for draw in draws))
+        return f"scenes {', '.join(scenes)} (process {self.args.process_index}, micro-batch {micro_batch + 1})"
 
     # Progress
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """See `Trainer.training_step`; the first one starts the clock, when a resumed run knows its step."""
+        step = self.state.global_step
         if self._clock is None:
-            self._clock = (self.state.global_step, time.monotonic())
-        return super().training_step(*args, **kwargs)
+            self._clock = (step, time.monotonic())
+        loss = super().training_step(*args, **kwargs)
+        self._micro_batch = self._micro_batch + 1 if step == self._step_of_micro_batch else 0
+        self._step_of_micro_batch = step
+        self.loss_guard.watch(step, self._micro_batch, loss)
+        return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """See `Trainer.evaluate`; its time and samples do not count as training."""
