@@ -7,7 +7,10 @@ in bfloat16 the stream loses the small late updates, and rotary angles err by up
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from typing import Any, Literal, TypeVar
@@ -24,6 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtConfig
+from .cuda_graphs_vggt_qwen3 import EncoderGraphs
 from .loading_vggt_qwen3 import StrictLoadingMixin
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -41,8 +45,12 @@ SDPA_BACKENDS = [
 ]
 """Fastest first, for sequences of thousands of tokens."""
 
+OWN_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes of `torch.compile` that capture CUDA graphs of their own, one a block."""
+
 RotaryTables = tuple[torch.Tensor, torch.Tensor]
 Constant = TypeVar("Constant")
+_held_constants: ContextVar[list[object] | None] = ContextVar("held_constants", default=None)
 
 
 @dataclass
@@ -73,9 +81,23 @@ def once_per_key(make: Callable[..., Constant]) -> Callable[..., Constant]:
         if torch.compiler.is_compiling():
             return make(*key)
         with torch.inference_mode(False), torch.no_grad():
-            return cached(*key)
+            constant = cached(*key)
+        held = _held_constants.get()
+        if held is not None:
+            held.append(constant)
+        return constant
 
     return get
+
+
+@contextmanager
+def hold_constants() -> Iterator[list[object]]:
+    """Collects the constants that are asked for within: a CUDA graph reads them where they lie, so they must stay."""
+    token = _held_constants.set(held := [])
+    try:
+        yield held
+    finally:
+        _held_constants.reset(token)
 
 
 def rotary_tables(positions: torch.Tensor, head_dim: int, theta: float) -> RotaryTables:
@@ -337,6 +359,7 @@ class VggtModel(VggtPreTrainedModel):
         self.register_token = nn.Parameter(torch.zeros(1, 2, num_special - 1, dim))
         self.frame_blocks = self._make_blocks()
         self.global_blocks = self._make_blocks()
+        self._graphs: EncoderGraphs | None = None
         self.post_init()
 
     def _make_blocks(self) -> nn.ModuleList:
@@ -374,44 +397,101 @@ class VggtModel(VggtPreTrainedModel):
             ValueError: for a shape or a layer that the model does not have.
         """
         layers = self.resolve_layers(feature_layers)
-        rows, columns = self._check_pixels(pixel_values)
+        self._check_pixels(pixel_values)
+        if self._can_use_graphs(pixel_values, view_mask):
+            maps = self._graphs.run(
+                lambda images, outputs: self._encode(images, None, layers, outputs),
+                pixel_values,
+                key=(*layers, self.config._attn_implementation),
+                hold_constants=hold_constants,
+            )
+        else:
+            maps = self._encode(pixel_values, view_mask, layers)
+        return VggtModelOutput(
+            last_hidden_state=maps[self.config.num_hidden_layers - 1],
+            feature_maps={layer: maps[layer] for layer in layers},
+            patch_start_idx=self.config.num_special_tokens,
+        )
+
+    def _encode(
+        self,
+        pixel_values: torch.Tensor,
+        view_mask: torch.Tensor | None,
+        layers: list[int],
+        outputs: dict[int, torch.Tensor] | None = None,
+    ) -> dict[int, torch.Tensor]:
+        """The layers asked for and the last one; written into `outputs`, if given, and returned."""
+        num_special, last = self.config.num_special_tokens, self.config.num_hidden_layers - 1
+        num_scenes, num_views = pixel_values.shape[:2]
+        rows, columns = (side // self.config.patch_size for side in pixel_values.shape[3:])
         head_dim = self.config.hidden_size // self.config.num_attention_heads
-        num_special = self.config.num_special_tokens
         rotary = grid_rotary_tables(rows, columns, num_special, head_dim, self.config.rope_theta, pixel_values.device)
         key_mask = None if view_mask is None else self.make_key_mask(view_mask, num_special + rows * columns)
 
-        num_scenes, num_views = pixel_values.shape[:2]
         patches = self.patch_embed(normalize_pixels(pixel_values).flatten(0, 1)).unflatten(0, (num_scenes, num_views))
-        dtype = self.camera_token.dtype
-        maps = {PATCH_EMBEDDING_LAYER: patches.to(dtype)} if PATCH_EMBEDDING_LAYER in layers else {}
+        outputs, dtype = outputs or {}, self.camera_token.dtype
+        maps = {}
+        if PATCH_EMBEDDING_LAYER in layers:
+            maps[PATCH_EMBEDDING_LAYER] = _keep([patches.to(dtype)], outputs.get(PATCH_EMBEDDING_LAYER))
         x = torch.cat((self._special_tokens(num_scenes, num_views), patches), dim=2)  # [S, V, 5 + P, C]
         del patches
-        last = self.config.num_hidden_layers - 1
         for layer, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks)):
             x = frame_block(x.flatten(0, 1), rotary).unflatten(0, (num_scenes, num_views))
             frame = x.to(dtype) if layer in layers or layer == last else None
             x = global_block(x.flatten(1, 2), rotary, key_mask).unflatten(1, (num_views, -1))
             if frame is not None:
-                maps[layer] = torch.cat((frame, x.to(dtype)), dim=-1)
-        return VggtModelOutput(
-            last_hidden_state=maps[last],
-            feature_maps={layer: tokens for layer, tokens in maps.items() if layer in layers},
-            patch_start_idx=num_special,
-        )
+                maps[layer] = _keep([frame, x.to(dtype)], outputs.get(layer))
+        return maps
 
-    def compile_blocks(self, **options: Any) -> VggtModel:
+    def compile_blocks(self, cuda_graphs: bool = False, **options: Any) -> VggtModel:
         """Compiles every block in place and returns the model: the switch for speed.
 
         Each kind of block (patch embedding, frame, global) is compiled once for any number of views and any image
         size, and once more for a single view: compile time does not grow with the depth.
 
+        With CUDA graphs the first call for each shape of `pixel_values` runs twice and is recorded; later calls of that
+        shape are one launch. This is what makes few views fast. The graphs of the last 16 shapes are kept (see
+        `EncoderGraphs`); outputs are the caller's own. Where no graph can serve (gradients, padded views, no GPU), a
+        warning says so and the compiled blocks run one by one, to the same end. After an exchange of modules, e.g. by
+        adapters, call this again.
+
         Args:
+            cuda_graphs: whether to record CUDA graphs of the whole encoder.
             **options: those of `torch.compile`, e.g. `mode="max-autotune-no-cudagraphs"`.
+
+        Raises:
+            ValueError: for CUDA graphs together with a mode that makes its own.
         """
+        mode = options.get("mode")
+        if cuda_graphs and mode in OWN_GRAPHS:
+            raise ValueError(
+                f'mode="{mode}" makes a CUDA graph of each block, which cannot be part of one of the encoder: '
+                'choose "default" or "max-autotune-no-cudagraphs", or leave cuda_graphs out'
+            )
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MIN_RECOMPILE_LIMIT)
         for block in (*self.patch_embed.blocks, *self.frame_blocks, *self.global_blocks):
             block.compile(**{"fullgraph": True, "dynamic": True, **options})
+        self._graphs = EncoderGraphs(self) if cuda_graphs else None
         return self
+
+    def _can_use_graphs(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None) -> bool:
+        if self._graphs is None or torch.compiler.is_compiling():
+            return False
+        obstacles = {
+            "gradients are enabled: call it under torch.no_grad()": torch.is_grad_enabled(),
+            "some views are padded: pass scenes of as many views, and no view_mask": view_mask is not None,
+            f"the images are on {pixel_values.device}": pixel_values.device.type != "cuda",
+            f"the weights are on {self.device}": self.device != pixel_values.device,
+            "the model recomputes activations: call eval()": self.training and self.is_gradient_checkpointing,
+        }
+        reasons = [reason for reason, holds in obstacles.items() if holds]
+        if reasons:
+            warnings.warn(f"no CUDA graph for this call of the encoder, since {'; '.join(reasons)}", stacklevel=4)
+        return not reasons
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Graphs are left out of copies, as compiled code is."""
+        return {**super().__getstate__(), "_graphs": None}
 
     def _special_tokens(self, num_scenes: int, num_views: int) -> torch.Tensor:
         """Camera token and registers, float32 [S, V, 5, C]: one set for view 0, another for all others."""
@@ -438,8 +518,7 @@ class VggtModel(VggtPreTrainedModel):
         # `any(==)` where `in` would do: a compiler may hold the asked ones as symbols, which `in` never finds.
         return [layer for layer in range(PATCH_EMBEDDING_LAYER, depth) if any(layer == other for other in asked)]
 
-    def _check_pixels(self, pixel_values: torch.Tensor) -> tuple[int, int]:
-        """Rows and columns of patches."""
+    def _check_pixels(self, pixel_values: torch.Tensor) -> None:
         shape, size = tuple(pixel_values.shape), self.config.patch_size
         if len(shape) != 5 or shape[2] != 3:
             raise ValueError(f"pixel_values has shape {shape}; wanted [scenes, views, 3, height, width]")
@@ -450,7 +529,11 @@ class VggtModel(VggtPreTrainedModel):
             )
         if pixel_values.dtype != torch.uint8 and not pixel_values.is_floating_point():
             raise ValueError(f"pixel_values is {pixel_values.dtype}; wanted uint8, or float in [0, 1]")
-        return shape[3] // size, shape[4] // size
+
+
+def _keep(parts: list[torch.Tensor], output: torch.Tensor | None) -> torch.Tensor:
+    """The parts side by side, in `output` if there is one."""
+    return torch.cat(parts, dim=-1) if output is None else torch.cat(parts, dim=-1, out=output)
 
 
 def normalize_pixels(pixel_values: torch.Tensor) -> torch.Tensor:

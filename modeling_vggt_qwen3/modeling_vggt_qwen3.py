@@ -150,8 +150,8 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
 
         A frozen encoder keeps no graph.
         """
-        trainable = any(p.requires_grad for p in self.vision_model.parameters())
-        with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
+        needs_graph = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision_model.parameters())
+        with torch.set_grad_enabled(needs_graph):
             outputs = self.vision_model(
                 pixel_values, view_mask=view_mask, feature_layers=self.config.perceiver_config.feature_layers
             )
