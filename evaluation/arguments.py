@@ -57,6 +57,12 @@ def _main_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-views", type=int, default=8, help="views shown of a scene (%(default)s)")
     parser.add_argument("--num-beams", type=int, default=1, help="1 = greedy (%(default)s)")
     parser.add_argument("--max-new-tokens", type=int, help="of an answer; by default enough for the task")
+    parser.add_argument(
+        "--constrain-actions",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let action tasks answer with nothing but actions (the default)",
+    )
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     parser.add_argument("--attn-implementation", default="sdpa", metavar="NAME", help="sdpa, flash_attention_2, eager")
     _add_data(parser)
@@ -134,6 +140,7 @@ def _evaluation(options: argparse.Namespace, parser: argparse.ArgumentParser) ->
         generation=Generation(
             batch_size=options.batch_size,
             num_beams=options.num_beams,
+            constrain_actions=options.constrain_actions,
             max_new_tokens=options.max_new_tokens,
             num_workers=options.num_workers,
         ),
@@ -170,7 +177,11 @@ def _question(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Q
         num_views=options.num_views,
         dtype=options.dtype,
         attn_implementation=options.attn_implementation,
-        generation=Generation(num_beams=options.num_beams, max_new_tokens=options.max_new_tokens),
+        generation=Generation(
+            num_beams=options.num_beams,
+            constrain_actions=options.constrain_actions,
+            max_new_tokens=options.max_new_tokens,
+        ),
     )
 
 

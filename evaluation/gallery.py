@@ -90,7 +90,7 @@ def card(row: Row, verdict: str, label: str, detail: str, lines: Iterable[Line])
     scene = "" if row["sample_id"].startswith(row["scene_id"]) else row["scene_id"]
     meta = [row["question_type"], scene, row["sample_id"], detail]
     if row["flags"].get("truncated"):
-        meta.append("cut off by the token limit")
+        meta.append("stopped by the token limit")
     return {
         "order": hashlib.sha256(row["sample_id"].encode()).hexdigest()[:8],
         "task": row["task"],

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets_scripts.schema import ACTION_TASKS
+from processing.constraint_vggt_qwen3 import ActionConstraint
 from training.collator import SceneCollator
 from training.data import Draw, SceneDataset
 
@@ -29,10 +30,11 @@ QUESTION_TOKENS, ACTION_TOKENS = 64, 1280
 
 @dataclass(frozen=True)
 class Generation:
-    """How answers are made: greedy, unless `num_beams` is above 1."""
+    """How answers are made: greedy, unless `num_beams` is above 1; actions can be all that action tasks may answer."""
 
     batch_size: int = 16
     num_beams: int = 1
+    constrain_actions: bool = True
     max_new_tokens: int | None = None
     num_workers: int = 0
 
@@ -129,8 +131,9 @@ def fixed_batches(dataset: SceneDataset, batch_size: int) -> list[list[Draw]]:
 def generate(
     checkpoint: Checkpoint, inputs: dict[str, Any], generation: Generation, task: str
 ) -> tuple[list[str], list[bool]]:
-    """Texts of a batch without special tokens, and whether each was cut off by the token limit."""
+    """Texts of a batch without special tokens, and whether the token limit stopped each, or a list of it."""
     model, tokenizer = checkpoint.model, checkpoint.processor.tokenizer
+    constraint = action_constraint(checkpoint, generation) if task in ACTION_TASKS else None
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     output = model.generate(
         **inputs,
@@ -139,11 +142,29 @@ def generate(
         max_new_tokens=generation.token_limit(task),
         eos_token_id=checkpoint.processor.end_of_turn_id,
         pad_token_id=tokenizer.pad_token_id,
+        logits_processor=[] if constraint is None else [constraint],
     )
     answers = output[:, inputs["input_ids"].shape[1] :]
-    ended = (answers == checkpoint.processor.end_of_turn_id).any(dim=1)
+    cut_off = (~(answers == checkpoint.processor.end_of_turn_id).any(dim=1)).tolist()
+    if constraint is not None:
+        beams = [range(row * generation.num_beams, (row + 1) * generation.num_beams) for row in range(len(answers))]
+        cut_off = [cut or any(map(constraint.is_shortened, rows)) for cut, rows in zip(cut_off, beams)]
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    return [text.strip() for text in texts], (~ended).tolist()
+    return [text.strip() for text in texts], cut_off
+
+
+def action_constraint(checkpoint: Checkpoint, generation: Generation) -> ActionConstraint | None:
+    """What keeps the answers to action tasks actions, if they are to be kept so.
+
+    Raises:
+        ValueError: llguidance is not installed, with both ways out.
+    """
+    if not generation.constrain_actions:
+        return None
+    try:
+        return checkpoint.processor.action_constraint(max_new_tokens=generation.token_limit(ACTION_TASKS[0]))
+    except ImportError as error:
+        raise ValueError(f"{error}; or take what the model writes freely: --no-constrain-actions") from error
 
 
 def _rows(shown: Sequence[Shown], texts: Sequence[str], truncated: Sequence[bool], condition: Condition) -> list[Row]:

@@ -41,7 +41,7 @@ class QuestionSettings:
 
 @dataclass(frozen=True)
 class Reply:
-    """The model's text. `action`: in metres, Z up, or None and `error`; both None for a question."""
+    """The model's text, empty where it was not asked. `action`: in metres, Z up, or None and `error`."""
 
     text: str
     truncated: bool
@@ -69,7 +69,9 @@ def ask(settings: QuestionSettings) -> Reply:
 
 
 def answer(checkpoint: Checkpoint, scene: PhotoScene, settings: QuestionSettings) -> Reply:
-    """Asks a loaded model."""
+    """Asks a loaded model; for an action only where metres are known, since it would invent them otherwise."""
+    if settings.action and scene.world_from_cam is None:
+        return Reply("", False, None, METRES_UNKNOWN, scene)
     processor = checkpoint.processor
     messages = processor.conversation(
         settings.question, situation=settings.situation, num_views=len(scene.images), task=settings.task
@@ -84,8 +86,6 @@ def answer(checkpoint: Checkpoint, scene: PhotoScene, settings: QuestionSettings
     (text,), (truncated,) = generate(checkpoint, dict(inputs), settings.generation, settings.task)
     if not settings.action:
         return Reply(text, truncated, scene=scene)
-    if scene.world_from_cam is None:
-        return Reply(text, truncated, None, METRES_UNKNOWN, scene)
     (decoded,) = processor.decode_actions([text], inputs["world_from_ref"])
     return Reply(text, truncated, decoded["action"], decoded["error"], scene)
 
@@ -94,7 +94,7 @@ def print_reply(reply: Reply, settings: QuestionSettings) -> None:
     """Prints the answer, or the action as JSON; on standard error what there is to know about it."""
     notes = list(reply.scene.notes)
     if reply.truncated:
-        notes.append("the answer was cut off by the token limit")
+        notes.append("the token limit stopped the answer")
     if not settings.action:
         print(reply.text)
     elif reply.action is None:

@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from datasets_scripts.schema import ACTION_TASKS
+
 from .charts import Group, Point, dot_plot
 from .gallery import (
     LABEL_OF_VERDICT,
@@ -108,6 +110,8 @@ def _task_section(task: str, evaluation: Evaluation) -> str:
     note = f"{count - unlabelled:,} scored" + (f", {unlabelled:,} without labels" if unlabelled else "") + "."
     if scores.headline:
         note += f" Figures follow the protocol <em>{escape(scores.headline)}</em>."
+    if task in ACTION_TASKS and evaluation.settings.get("predictions", {}).get("constrain_actions"):
+        note += " The model could answer with nothing but actions."
     parts = [_key_figures(task, evaluation), _verdicts(scores), _figure_table(by_condition)]
     parts += [_by_type(by_condition), _by_kind(scores), _protocols(scores), _published(task, evaluation)]
     gaps = "".join(f"<p><small>Not computed: {escape(gap)}.</small></p>" for gap in scores.result["gaps"])

@@ -5,7 +5,7 @@
 | sample_id, task, question_type, scene_id, source, question, situation, references | all | as in the dataset |
 | prediction | all | the model's text |
 | views, view_scene | all | frames in the order shown, and the scene they are of; none when blind |
-| flags | all | condition; cameras, depth: whether shown; truncated: no end within the token limit |
+| flags | all | condition; cameras, depth: whether shown; truncated: the token limit stopped it |
 | action, error | actions | decoded to the world frame; or None and why |
 | reference_action, kinds | actions | in the world frame; object, plane or round of each anchor; None where unlabelled |
 | world_from_ref | actions | [4, 4] from the frame of the first view; None where the scene's cameras are unknown |

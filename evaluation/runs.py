@@ -17,7 +17,7 @@ from training.launch import refuse_data_parallel
 from .checkpoint import Checkpoint, load_checkpoint
 from .files import read_rows, read_yaml, write_json, write_text
 from .foreign import FOREIGN, ScoreSettings, join_answers, read_answers
-from .predict import Predictor
+from .predict import Predictor, action_constraint
 from .report import render_report
 from .results import Evaluation, console_table, metrics_json, score_all
 from .settings import RUN_CONFIG, EvalSettings, open_datasets, prepare_output
@@ -40,6 +40,8 @@ def run(settings: EvalSettings) -> Evaluation | None:
             settings.scoring.headline(task)
     checkpoint = load_checkpoint(settings.model, settings.attn_implementation, settings.dtype)
     checkpoint.model.to(state.device)
+    if any(task in ACTION_TASKS for task in datasets):
+        action_constraint(checkpoint, settings.generation)
     if state.is_main_process:
         prepare_output(settings, checkpoint.fingerprint)
     state.wait_for_everyone()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .predict import Generation
 from .scoring import Scoring
 
 RUN_CONFIG, PREDICTIONS = "run_config.yaml", "predictions.jsonl"
-LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
+LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "llguidance")
 GALLERY_SIZE = 600
 
 
@@ -88,7 +89,8 @@ class EvalSettings:
         keys = ("split", "tasks", "limit", "num_views", "condition", "hide_geometry", "hide_depth", "dtype")
         chosen = {key: getattr(self, key) for key in (*keys, "attn_implementation")}
         chosen["tasks"] = None if self.tasks is None else list(self.tasks)
-        decoding = {key: getattr(self.generation, key) for key in ("batch_size", "num_beams", "max_new_tokens")}
+        decoding_keys = ("batch_size", "num_beams", "constrain_actions", "max_new_tokens")
+        decoding = {key: getattr(self.generation, key) for key in decoding_keys}
         fingerprints = {"model": model_fingerprint, "dataset": read_manifest(self.dataset).fingerprint}
         return {"fingerprints": fingerprints, **chosen, **decoding}
 
@@ -160,5 +162,6 @@ def run_config(settings: EvalSettings, deciding: dict[str, Any]) -> dict[str, An
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the libraries that answers depend on."""
-    return {"python": sys.version.split()[0], **{name: version(name) for name in LIBRARIES}}
+    """Of Python and the libraries that answers depend on, as far as they are installed."""
+    installed = [name for name in LIBRARIES if find_spec(name) is not None]
+    return {"python": sys.version.split()[0], **{name: version(name) for name in installed}}

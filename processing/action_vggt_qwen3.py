@@ -73,6 +73,10 @@ class TextField:
         inner, outer = r'[^"\\\x00-\x1f]', r'[^"\\\x00-\x20]'
         return f'"{outer}(?:{inner}{{0,{self.max_chars - 2}}}{outer})?"'
 
+    def max_text_bytes(self) -> int:
+        """Length of the longest canonical text in UTF-8."""
+        return 4 * self.max_chars + 2
+
 
 @dataclass(frozen=True)
 class VectorField:
@@ -113,6 +117,10 @@ class VectorField:
         else:
             numbers = ",".join(_range_pattern(each[0], each[-1]) for each in ranges)
         return rf"\[{numbers}\]"
+
+    def max_text_bytes(self) -> int:
+        """Length of the longest canonical text in UTF-8."""
+        return 1 + sum(1 + max(len(_number_text(_hundredths(end))) for end in ends) for ends in self.bounds)
 
     def _allows(self, hundredths: Sequence[int]) -> bool:
         """Whether the numbers as they are written have the length that is asked for."""

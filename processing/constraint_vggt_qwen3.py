@@ -9,6 +9,7 @@ import functools
 import json
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,6 +34,16 @@ try:
 except ImportError:  # named when a constraint is asked for
     LLMatcher = LLTokenizer = None
 
+
+@dataclass
+class _Row:
+    """One answer: its matcher, its tokens since the prompt, and how many anchors it may hold."""
+
+    matcher: "LLMatcher"
+    tokens: list[int]
+    max_anchors: int
+
+
 LABEL_FIELD = "label"
 HOLE = "\0"
 _TOKENIZERS: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, LLTokenizer]]" = weakref.WeakKeyDictionary()
@@ -44,6 +55,9 @@ class ActionConstraint(LogitsProcessor):
         constraint = processor.action_constraint()
         model.generate(**inputs, logits_processor=[constraint])
 
+    It serves batches, greedy or sampled, and beams; sampled beams are refused, for they take what is not allowed. A
+    call of `generate` is told from the one before by its prompt.
+
     In a loop of one's own: `start(num_rows)`, then again and again `mask`, a choice, `accept`, and `forced` for the
     tokens that need no choice, which `accept` takes as well. Rows that are done ask for `<|im_end|>` again.
 
@@ -51,6 +65,8 @@ class ActionConstraint(LogitsProcessor):
         tokenizer: of the processor; the first constraint of a tokenizer takes seconds, further ones milliseconds.
         actions: names of the actions that may be written; all by default.
         labels: the only labels that may be written; any text by default.
+        max_new_tokens: of an answer, if there is a limit: before it a list takes no further anchor, so that the answer
+            ends in time as long as one anchor fits (`max_anchor_tokens`).
 
     Raises:
         ImportError: llguidance is not installed.
@@ -63,43 +79,46 @@ class ActionConstraint(LogitsProcessor):
         *,
         actions: Sequence[str] | None = None,
         labels: Sequence[str] | None = None,
+        max_new_tokens: int | None = None,
     ) -> None:
         if LLMatcher is None:
             raise ImportError('constrained decoding needs llguidance: pip install "llguidance>=1.9,<2"')
-        self.grammar = action_grammar(_frozen(actions), _frozen(labels))
+        self._actions, self._labels = _frozen(actions), _frozen(labels)
+        self.grammar = action_grammar(self._actions, self._labels)
         self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.max_anchor_tokens = max_anchor_tokens(self._labels)
         self.end_of_turn_id = tokenizer.convert_tokens_to_ids(END_OF_TURN)
         self._guide = _guide(tokenizer, self.end_of_turn_id)
         self.vocab_size = self._guide.vocab_size
-        self._fresh = LLMatcher(self._guide, self.grammar)
-        _check(self._fresh)
-        self._matchers: list[LLMatcher] = []
-        self._taken: list[list[int]] = []
+        self._fresh: dict[int, LLMatcher] = {}
+        self._rows: list[_Row] = []
         self._prompt: np.ndarray | None = None
+        self._length = 0
 
     @property
     def num_rows(self) -> int:
         """Rows since the last `start`."""
-        return len(self._taken)
+        return len(self._rows)
 
     def start(self, num_rows: int) -> None:
         """Begins anew with so many rows, none of which has a token yet."""
         if num_rows < 1:
             raise ValueError(f"num_rows is {num_rows}, wanted at least 1")
-        self._matchers = [self._fresh.deep_copy() for _ in range(num_rows)]
-        self._taken = [[] for _ in range(num_rows)]
+        self._rows = [self._new_row([]) for _ in range(num_rows)]
         self._prompt = None
 
     def reset(self) -> None:
         """Begins anew with as many rows as before."""
-        self.start(max(1, self.num_rows))
+        self.start(self.num_rows)
 
     def packed_mask(self) -> torch.Tensor:
         """The tokens that may come next: uint8 [rows, bytes] on the CPU, token t is bit t % 8 of byte t // 8."""
-        masks = [self._matchers[row].compute_bitmask() for row in range(self.num_rows)]
-        for row in range(self.num_rows):
-            _check(self._matchers[row])
-        return torch.from_numpy(np.stack([np.frombuffer(mask, np.uint8) for mask in masks]))
+        masks = []
+        for row in self._rows:
+            masks.append(np.frombuffer(row.matcher.compute_bitmask(), np.uint8))
+            _check(row.matcher)
+        return torch.from_numpy(np.stack(masks))
 
     def mask(
         self,
@@ -128,9 +147,7 @@ class ActionConstraint(LogitsProcessor):
                 raise ValueError(f"out has {len(out)} rows, wanted {self.num_rows}")
         size = self.vocab_size if vocab_size is None else vocab_size
         if size < self.vocab_size:
-            raise ValueError(
-                f"the model has {size} tokens, the tokenizer {self.vocab_size}: they do not belong together"
-            )
+            raise ValueError(f"vocab_size is {size}, wanted the tokenizer's {self.vocab_size} at least")
         packed = self.packed_mask().to(device)
         bits = 2 ** torch.arange(8, dtype=torch.uint8, device=device)
         allowed = (packed[..., None] & bits).ne(0).flatten(1)[:, : self.vocab_size]  # [rows, tokenizer's tokens]
@@ -143,22 +160,30 @@ class ActionConstraint(LogitsProcessor):
     def accept(self, row_tokens: Sequence[int | Sequence[int]]) -> None:
         """Takes the next token or run of tokens of every row; what follows the end of a row is ignored.
 
+        Where the mask leaves one token, others that spell the same text are taken as well.
+
         Raises:
             ValueError: another number of rows, or a token that the grammar does not allow, naming row and token.
         """
         if len(row_tokens) != self.num_rows:
             raise ValueError(f"row_tokens holds {len(row_tokens)} rows, wanted {self.num_rows}")
-        for row, tokens in enumerate(row_tokens):
-            self._take(row, [tokens] if isinstance(tokens, int) else list(tokens))
+        for index, tokens in enumerate(row_tokens):
+            self._take(index, [tokens] if isinstance(tokens, int) else list(tokens))
 
     def forced(self) -> list[list[int]]:
         """For every row the tokens that must come next, as the tokenizer would write them; often none."""
-        return [[] if self.is_done(row) else self._matchers[row].compute_ff_tokens() for row in range(self.num_rows)]
+        return [
+            [] if self.is_done(row) else self._rows[row].matcher.compute_ff_tokens() for row in range(self.num_rows)
+        ]
 
     def is_done(self, row: int) -> bool:
         """Whether the row has its `<|im_end|>`."""
-        taken = self._taken[row]
-        return bool(taken) and taken[-1] == self.end_of_turn_id
+        tokens = self._rows[row].tokens
+        return bool(tokens) and tokens[-1] == self.end_of_turn_id
+
+    def is_shortened(self, row: int) -> bool:
+        """Whether `max_new_tokens` kept the row's list from taking further anchors."""
+        return self._rows[row].max_anchors < MAX_ANCHORS
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores [rows, vocabulary] with minus infinity for all tokens that the grammar does not allow.
@@ -174,77 +199,104 @@ class ActionConstraint(LogitsProcessor):
         return scores.masked_fill(~self.mask(scores.device, vocab_size=scores.shape[1]), -torch.inf)
 
     def _follow(self, ids: np.ndarray) -> None:
-        """Brings every row to the tokens after the prompt; anything that does not continue the prompt is a new one."""
-        if not self._continues(ids):
+        """Brings every row to its tokens after the prompt; what goes on from no tokens seen before is a new prompt."""
+        if self._is_new(ids):
             self.start(len(ids))
             self._prompt = ids.copy()
-            return
-        for row, tokens in enumerate(ids[:, self._prompt.shape[1] :].tolist()):
-            taken = self._taken[row]
-            if tokens[: len(taken)] != taken:  # beams change places
-                self._matchers[row], self._taken[row], taken = self._fresh.deep_copy(), [], []
-            self._take(row, tokens[len(taken) :])
+        self._length = ids.shape[1]
+        for index, tokens in enumerate(ids[:, self._prompt.shape[1] :].tolist()):
+            known = self._rows[index].tokens
+            if tokens[: len(known)] != known:  # beams change places, or the same prompt is asked again
+                self._rows[index], known = self._new_row([]), []
+            self._take(index, tokens[len(known) :])
 
-    def _continues(self, ids: np.ndarray) -> bool:
+    def _is_new(self, ids: np.ndarray) -> bool:
         prompt = self._prompt
-        if prompt is None or len(prompt) != len(ids) or prompt.shape[1] > ids.shape[1]:
-            return False
-        return bool((ids[:, : prompt.shape[1]] == prompt).all())
+        if prompt is None or len(prompt) != len(ids) or not prompt.shape[1] <= ids.shape[1] <= self._length + 1:
+            return True
+        return not (ids[:, : prompt.shape[1]] == prompt).all()
 
-    def _take(self, row: int, tokens: list[int]) -> None:
-        """Takes the tokens up to the end of the row. The matcher never sees that end: it could not go back over it."""
-        if self.is_done(row):
+    def _take(self, index: int, tokens: list[int]) -> None:
+        """Takes the tokens up to the end of the row. The matcher never sees that end: it could not be used again."""
+        if self.is_done(index):
             return
-        matcher, end = self._matchers[row], self.end_of_turn_id
+        row, end = self._rows[index], self.end_of_turn_id
         ends = end in tokens
         text = tokens[: tokens.index(end)] if ends else tokens
-        allowed = matcher.try_consume_tokens(text)
-        _check(matcher)
-        if allowed == len(text) and (not ends or matcher.compute_ff_tokens() == [end]):
-            self._taken[row] += text + [end] * ends
-            return
-        before = self.tokenizer.decode(self._taken[row] + text[:allowed])
-        refused = self.tokenizer.decode([tokens[allowed]])
-        raise ValueError(
-            f"row {row} took {refused!r} after {before!r}, which begins no action: choose tokens that the mask allows"
-        )
+        allowed = row.matcher.try_consume_tokens(text)
+        _check(row.matcher)
+        row.tokens += text[:allowed]
+        if allowed < len(text) or (ends and row.matcher.compute_ff_tokens() != [end]):
+            refused, before = self.tokenizer.decode(tokens[allowed]), self.tokenizer.decode(row.tokens)
+            raise ValueError(f"row {index} took {refused!r} after {before!r}, which the mask did not allow")
+        row.tokens += [end] * ends
+        if not ends and row.max_anchors == MAX_ANCHORS and self._is_short(len(row.tokens)):
+            self._rows[index] = self._new_row(row.tokens)
+
+    def _new_row(self, tokens: list[int]) -> "_Row":
+        """A row with these tokens; if it is short of further ones, with no more anchors than it has begun."""
+        for max_anchors in range(1 if self._is_short(len(tokens)) else MAX_ANCHORS, MAX_ANCHORS + 1):
+            if max_anchors not in self._fresh:
+                grammar = action_grammar(self._actions, self._labels, max_anchors)
+                self._fresh[max_anchors] = LLMatcher(self._guide, grammar)
+                _check(self._fresh[max_anchors])
+            matcher = self._fresh[max_anchors].deep_copy()
+            if matcher.try_consume_tokens(tokens) == len(tokens):
+                break
+        return _Row(matcher, tokens, max_anchors)
+
+    def _is_short(self, num_tokens: int) -> bool:
+        return self.max_new_tokens is not None and self.max_new_tokens - num_tokens < self.max_anchor_tokens
 
 
 @functools.lru_cache(maxsize=8)
-def action_grammar(actions: Sequence[str] | None = None, labels: Sequence[str] | None = None) -> str:
+def action_grammar(
+    actions: Sequence[str] | None = None, labels: Sequence[str] | None = None, max_anchors: int = MAX_ANCHORS
+) -> str:
     """The grammar of exactly the canonical texts, each ended by `<|im_end|>`, in the Lark dialect of llguidance.
 
     Args:
         actions: names of the actions; all by default.
         labels: the only labels; any by default.
+        max_anchors: longest list.
 
     Raises:
         ValueError: no such action, a label that the definition refuses, or an empty list.
     """
-    actions = ACTION_NAMES if actions is None else tuple(actions)
-    unknown = [name for name in actions if name not in ACTION_NAMES]
-    if unknown or not actions:
+    actions = ACTION_NAMES if actions is None else actions
+    if isinstance(actions, str) or not actions or any(name not in ACTION_NAMES for name in actions):
         raise ValueError(f"actions is {actions!r}, wanted some of {', '.join(ACTION_NAMES)}")
     literals = _split(anchor_layout([HOLE] * len(ANCHOR_FIELDS)))
     names = [field.name.upper() for field in ANCHOR_FIELDS]
     anchor = [part for pair in zip(literals, names) for part in pair] + literals[len(names) :]
     lines = ["%llguidance {}", f"start: ({' | '.join(actions)}) {END_OF_TURN}"]
-    lines += [f"{name}: {_action_rule(name)}" for name in actions]
+    lines += [f"{name}: {_action_rule(name, max_anchors)}" for name in actions]
     lines += [f"anchor: {' '.join(part for part in anchor if part != _literal(''))}"]
     lines += [f"{name}: {_terminal(field, labels)}" for name, field in zip(names, ANCHOR_FIELDS)]
     return "\n".join(lines) + "\n"
+
+
+def max_anchor_tokens(labels: Sequence[str] | None = None) -> int:
+    """Most tokens of an action of one anchor, or of a further anchor with all that ends a list: one a byte."""
+    widths = [field.max_text_bytes() for field in ANCHOR_FIELDS]
+    for index, field in enumerate(ANCHOR_FIELDS):
+        if labels is not None and field.name == LABEL_FIELD:
+            widths[index] = max(len(field.text(label).encode()) for label in labels)
+    anchor = anchor_layout(["x" * width for width in widths])
+    return max(len(action_layout(name, [anchor])) for name in ACTION_NAMES) + 1  # the end of the turn
 
 
 def _frozen(names: Sequence[str] | None) -> str | tuple[str, ...] | None:
     return names if names is None or isinstance(names, str) else tuple(names)
 
 
-def _action_rule(name: str) -> str:
+def _action_rule(name: str, max_anchors: int) -> str:
     if name != LIST_ACTION:
         head, tail = _split(action_layout(name, [HOLE]))
         return f"{head} anchor {tail}"
     head, between, tail = _split(action_layout(name, [HOLE, HOLE]))
-    return f"{head} anchor ({between} anchor){{0,{MAX_ANCHORS - 1}}} {tail}"
+    more = f"({between} anchor){{0,{max_anchors - 1}}} " if max_anchors > 1 else ""
+    return f"{head} anchor {more}{tail}"
 
 
 def _terminal(field: object, labels: Sequence[str] | None) -> str:

@@ -229,18 +229,23 @@ class VggtQwen3Processor(ProcessorMixin):
         return [_decoded(*row) for row in zip(texts, frames, scenes)]
 
     def action_constraint(
-        self, *, actions: Sequence[str] | None = None, labels: Sequence[str] | None = None
+        self,
+        *,
+        actions: Sequence[str] | None = None,
+        labels: Sequence[str] | None = None,
+        max_new_tokens: int | None = None,
     ) -> ActionConstraint:
         """Lets `generate` write only actions: `model.generate(**inputs, logits_processor=[constraint])`.
 
         Args:
             actions: names of the actions that may be written; all by default.
             labels: the only labels that may be written; any text by default.
+            max_new_tokens: as given to `generate`: lists end in time.
 
         Raises:
             ImportError, ValueError: as `ActionConstraint`.
         """
-        return ActionConstraint(self.tokenizer, actions=actions, labels=labels)
+        return ActionConstraint(self.tokenizer, actions=actions, labels=labels, max_new_tokens=max_new_tokens)
 
     def _scene_arrays(self, images: Any, num_views: Any, intrinsics: Any, world_from_cam: Any, depth: Any) -> Arrays:
         """Every key of the table whose first dimension is S."""
