@@ -11,27 +11,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel, Qwen3Model
+from transformers import PreTrainedModel, Qwen3Model
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 
 from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtQwen3Config
+from .generation_vggt_qwen3 import GEOMETRY_KEYS, SCENE_KEYS, SceneGenerationMixin, count_mismatch
 from .loading_vggt_qwen3 import StrictLoadingMixin
 from .modeling_perceiver import GeometryTokens, PerceiverResampler, PointEmbedding, SceneGeometry
 from .modeling_vggt import VggtModel
 
 IGNORE_INDEX = -100
 PACKING_BACKENDS = ("sdpa", "eager")
-GEOMETRY_KEYS = (
-    "geometry_mask",
-    "ref_from_cam",
-    "intrinsics",
-    "depth_hist",
-    "patch_points",
-    "patch_points_mask",
-)
-SCENE_KEYS = ("view_mask", "patch_mask", *GEOMETRY_KEYS)
-PREFILL_KEYS = ("pixel_values", "world_from_ref", *SCENE_KEYS)
 AUTO_MAP = {
     "AutoConfig": "configuration_vggt_qwen3.VggtQwen3Config",
     "AutoProcessor": "processing_vggt_qwen3.VggtQwen3Processor",
@@ -126,7 +117,9 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             ValueError: for part of the geometry, or geometry that is not float32.
         """
         if view_mask is not None and bool(view_mask.all()):
-            view_mask = None  # one host read here keeps the encoder free of masks, the fast path
+            view_mask = None  # the fast path: no mask in the encoder; one that lies on the CPU is read without waiting
+        if view_mask is not None:
+            view_mask = view_mask.to(pixel_values.device)
         features = self.encode_views(pixel_values, view_mask)
         scene_geometry = _collect_geometry(geometry, pixel_values.shape[-2:])
         num_patches = next(iter(features.values())).shape[2]
@@ -249,7 +242,7 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         return {"full_attention": mask[:, None]}
 
 
-class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixin):
+class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGenerationMixin):
     """Answers questions about photographs of a room, in words or as RoomPlan-style actions.
 
     ```python
@@ -396,34 +389,6 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, GenerationMixi
         scale = task_weights / denominators.to(losses.dtype).clamp_min(torch.finfo(losses.dtype).tiny)
         return (losses * weights * scale.expand(num_tasks)[tasks]).sum()
 
-    def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Images and cameras take part in the first step alone, unless there is no cache to remember them."""
-        model_inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for key in (*PREFILL_KEYS, "scene_index"):
-                model_inputs.pop(key, None)
-        return model_inputs
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Beams and samples repeat the rows of text, never the scenes they look at."""
-        scene = {key: model_kwargs.pop(key) for key in PREFILL_KEYS if key in model_kwargs}
-        if scene.get("pixel_values") is not None and model_kwargs.get("scene_index") is None:
-            model_kwargs["scene_index"] = self.model._check_scene_index(
-                None, len(input_ids), len(scene["pixel_values"]), input_ids.device
-            )
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        return input_ids, {**model_kwargs, **scene}
-
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Saves weights, configuration and this code, so that every Auto class finds them with remote code trusted."""
         self.config.auto_map = dict(AUTO_MAP)
@@ -454,10 +419,7 @@ def _check_counts(num_placeholders: torch.Tensor, num_visual: torch.Tensor) -> N
     differ = num_placeholders != num_visual
     if bool(differ.any()):
         row = int(differ.nonzero()[0, 0])
-        raise ValueError(
-            f"row {row} has {int(num_placeholders[row])} image placeholders for {int(num_visual[row])} visual tokens; "
-            "let the processor of this model write both, with the same num_latents and geometry"
-        )
+        raise ValueError(count_mismatch(row, int(num_placeholders[row]), int(num_visual[row])))
 
 
 VggtQwen3Config.register_for_auto_class()

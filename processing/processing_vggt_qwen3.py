@@ -146,6 +146,7 @@ class VggtQwen3Processor(ProcessorMixin):
         depth: Any = None,
         scene_index: Sequence[int] | NDArray[np.int64] | torch.Tensor | None = None,
         num_views: int | Sequence[int] | None = None,
+        scene: Any = None,
         padding: bool | str = True,
         padding_side: str | None = None,
         max_length: int | None = None,
@@ -166,6 +167,7 @@ class VggtQwen3Processor(ProcessorMixin):
                 Another resolution than the image's is fine if the aspect agrees within 2 %.
             scene_index: row of `images` that each text looks at; by default its own, or the only one.
             num_views: number of views a scene, in place of `images`.
+            scene: what the model's `encode_scene` returned, in place of `images`: later questions about it.
             padding: rows are always padded to the longest; here for callers that say so.
             padding_side: by default left without `answers` (generation), right with them.
             max_length: longest row in tokens, visual tokens included; by default the tokenizer's limit.
@@ -182,13 +184,21 @@ class VggtQwen3Processor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError("nothing to do: pass images, text, or both")
         data: Arrays = {}
-        if images is not None or num_views is not None:
+        counts: list[int] = []
+        cameras = any(value is not None for value in (intrinsics, world_from_cam, depth))
+        if scene is not None:
+            if images is not None or num_views is not None or cameras:
+                raise ValueError("an encoded scene stands for images and cameras: leave them out, or leave out scene")
+            counts = scene.num_visual_tokens
+        elif images is not None or num_views is not None:
             data = self._scene_arrays(images, num_views, intrinsics, world_from_cam, depth)
-        elif any(value is not None for value in (intrinsics, world_from_cam, depth, scene_index)):
+            seen = zip(data["view_mask"].sum(axis=1).tolist(), data["geometry_mask"].tolist())
+            counts = [self.num_visual_tokens(*each) for each in seen]
+        elif cameras or scene_index is not None:
             raise ValueError("intrinsics, world_from_cam, depth and scene_index belong to images, and there are none")
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
-            data = {**self._text_arrays(texts, answers, data, scene_index, padding_side, max_length), **data}
+            data = {**self._text_arrays(texts, answers, counts, scene_index, padding_side, max_length), **data}
         elif answers is not None:
             raise ValueError("answers belong to text, and there is none")
         return VggtQwen3BatchFeature(data, tensor_type=return_tensors)
@@ -269,19 +279,18 @@ class VggtQwen3Processor(ProcessorMixin):
         self,
         texts: list[str],
         answers: str | Sequence[str] | None,
-        scenes: Arrays,
+        visual_counts: Sequence[int],
         scene_index: Any,
         padding_side: str | None,
         max_length: int | None,
     ) -> Arrays:
-        """Every key of the table whose first dimension is B."""
+        """Every key of the table whose first dimension is B; `visual_counts`: visual tokens of each scene."""
         prompts = self._token_rows(texts, "text")
         arrays: Arrays = {}
         visual = np.zeros(len(texts), dtype=np.int64)
-        if scenes:
-            arrays["scene_index"] = _scene_rows(scene_index, len(texts), len(scenes["view_mask"]))
-            counts = zip(scenes["view_mask"].sum(axis=1).tolist(), scenes["geometry_mask"].tolist())
-            visual = np.array([self.num_visual_tokens(*scene) for scene in counts])[arrays["scene_index"]]
+        if visual_counts:
+            arrays["scene_index"] = _scene_rows(scene_index, len(texts), len(visual_counts))
+            visual = np.array(visual_counts)[arrays["scene_index"]]
         rows = [self._with_visual_tokens(row, int(n), b) for b, (row, n) in enumerate(zip(prompts, visual))]
         endings = [np.zeros(0, dtype=np.int64)] * len(rows) if answers is None else self._endings(answers, len(rows))
         limit = max_length or self.tokenizer.model_max_length
