@@ -1,12 +1,20 @@
-"""What a run says while it goes: one line a log, readable in a terminal and in a log file alike."""
+"""What a run says while it goes: a line a log for people, and the same in a file for `training.monitor`."""
 
 from __future__ import annotations
 
 import datetime
+import json
 import logging
+import os
+import socket
+import time
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .monitor import LOG_NAME
 
 logger = logging.getLogger("train")
 
@@ -25,6 +33,51 @@ class ProgressLines(TrainerCallback):
         """Prints the first process's logs."""
         if state.is_world_process_zero and logs:
             logger.info("%s", progress_line(state.global_step, state.max_steps, logs))
+
+
+class RunLog(TrainerCallback):
+    """Appends what happens to `log.jsonl` of the run's folder, one object a line, each with time and step."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Says which process works on the run."""
+        world = {"processes": args.world_size, "samples_per_step": args.step_conditions()["samples_per_step"]}
+        self._write(args, state, "begin", pid=os.getpid(), host=socket.gethostname(), **world)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Takes down losses and evaluations alike."""
+        memory = {}
+        if args.device.type == "cuda":
+            memory = {"peak_memory_gb": round(torch.cuda.max_memory_allocated(args.device) / 1e9, 2)}
+        self._write(args, state, "log", **(logs or {}), **memory)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Takes down a complete checkpoint."""
+        self._write(args, state, "save", checkpoint=f"checkpoint-{state.global_step}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Says whether the last step was reached."""
+        self._write(args, state, "end" if state.global_step >= state.max_steps else "stopped")
+
+    @staticmethod
+    def _write(args: TrainingArguments, state: TrainerState, event: str, **values: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        line = {"event": event, "time": round(time.time(), 1), "step": state.global_step, "max_steps": state.max_steps}
+        path = Path(args.output_dir) / LOG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, **values}) + "\n")
 
 
 def progress_line(step: int, max_steps: int, logs: dict[str, Any]) -> str:

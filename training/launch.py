@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
+CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "CUDA_CACHE_PATH": "cuda"}
+
+
+def keep_caches_local() -> None:
+    """Puts compiled kernels on this node's own disk, where they are not set otherwise.
+
+    Some of them go to the home folder by default, which many nodes then write at once over the network.
+    """
+    root = Path(tempfile.gettempdir()) / f"vggt-qwen3-caches-{os.getuid()}"
+    for variable, name in CACHES.items():
+        os.environ.setdefault(variable, str(root / name))
+
 
 def prepare_process(uses_deepspeed: bool) -> None:
-    """Prepares DeepSpeed without a GPU, or with a single process.
+    """Keeps caches local, and prepares DeepSpeed without a GPU, or with a single process.
 
     DeepSpeed asks for an MPI launcher unless the rendezvous variables are set, and on a CPU it takes every rank for
     the only one unless the process group exists beforehand.
     """
+    keep_caches_local()
     if not uses_deepspeed:
         return
     os.environ.setdefault("ACCELERATE_USE_DEEPSPEED", "true")

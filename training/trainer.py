@@ -19,12 +19,13 @@ from modeling_vggt_qwen3.modeling_vggt_qwen3 import IGNORE_INDEX, VggtQwen3ForCo
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
 from .arguments import DataArguments, SceneTrainingArguments
-from .callbacks import ProgressLines
+from .callbacks import ProgressLines, RunLog
 from .checkpoints import STAGING, complete_checkpoints, remove_checkpoint, seal, writing
 from .collator import SceneCollator
 from .data import Draw, SceneBatchSampler, SceneDataset
 from .freezing import part_of
 from .guards import FiniteLossGuard, StopOnSignal, explain_lost_worker, leave_signals_to_parent
+from .outlook import Outlook
 
 RUN_CONFIG = "run_config.yaml"
 
@@ -87,7 +88,9 @@ class SceneTrainer(Trainer):
         )
         for other in (ProgressCallback, PrinterCallback):
             self.remove_callback(other)
-        self.add_callback(ProgressLines())
+        self.outlook = Outlook(self.num_checkpoints_kept)
+        for callback in (ProgressLines(), RunLog(), self.outlook):
+            self.add_callback(callback)
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.loss_guard = FiniteLossGuard(self._describe_batch)
@@ -280,9 +283,11 @@ class SceneTrainer(Trainer):
         super().log(logs, start_time)
 
     def _exclude_from_rate(self, start: float) -> None:
+        seconds = time.monotonic() - start
+        self.outlook.exclude(seconds)
         if self._clock is not None:
             step, since = self._clock
-            self._clock = (step, since + time.monotonic() - start)
+            self._clock = (step, since + seconds)
 
 
 def _deal(batches: list[list[Draw]], rank: int, world_size: int) -> list[list[Draw]]:
