@@ -14,9 +14,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from peft import PeftModel
+from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging as library_logging
 
+from processing.processing_vggt_qwen3 import VggtQwen3Processor
+from training.adapters import add_adapters
 from training.arguments import (
     DataArguments,
     ModelArguments,
@@ -36,9 +39,10 @@ from training.checkpoints import (
 )
 from training.data import SceneDataset
 from training.embedded import embedded_dataset
-from training.freezing import set_trainable
+from training.freezing import log_trainable, set_trainable
 from training.guards import STOPPED_BY_SIGNAL
 from training.launch import prepare_process, refuse_data_parallel
+from training.memory import numel
 from training.trainer import SceneTrainer
 
 logger = logging.getLogger("train")
@@ -66,16 +70,9 @@ def main(argv: list[str] | None = None) -> SceneTrainer:
     if args.eval_strategy != "no":
         eval_dataset = _dataset(data_args, data_args.eval_split, data_args.max_eval_samples)
 
-    model, processor = load_model(
-        model_args.model,
-        model_args.tokenizer,
-        model_args.attn_implementation,
-        model_args.task_weights,
-        model_args.image_size,
-        model_args.dtype,
-    )
-    trainable = set_trainable(model, model_args.trainable_parts, model_args.frozen_text_layers)
-    logger.info("%s parameters train on %s samples", f"{sum(trainable.values()):,}", f"{len(train_dataset):,}")
+    model, processor = _model(model_args)
+    trainable = sum(numel(p) for p in model.parameters() if p.requires_grad)
+    logger.info("%s parameters train on %s samples", f"{trainable:,}", f"{len(train_dataset):,}")
 
     trainer = SceneTrainer(
         model=model,
@@ -111,6 +108,32 @@ def _prepare_run_folder(run: str, checkpoint: Path | None) -> None:
 
 def _dataset(data_args: DataArguments, split: str, max_samples: int | None) -> SceneDataset:
     return SceneDataset(data_args.dataset, split, data_args.num_views, data_args.tasks, max_samples)
+
+
+def _model(args: ModelArguments) -> tuple[PreTrainedModel | PeftModel, VggtQwen3Processor]:
+    """Model and processor, its trainable set chosen, with adapters where they are asked for."""
+    model, processor = load_model(
+        args.model,
+        args.tokenizer,
+        args.attn_implementation,
+        args.task_weights,
+        args.image_size,
+        args.dtype,
+        args.text_model,
+    )
+    set_trainable(model, args.trainable_parts, args.frozen_text_layers)
+    if args.lora_rank:
+        model = add_adapters(
+            model,
+            args.trainable_parts,
+            args.frozen_text_layers,
+            args.lora_rank,
+            args.lora_alpha,
+            args.lora_dropout,
+            args.lora_targets,
+        )
+    log_trainable(model)
+    return model, processor
 
 
 def _run_config(model_args: ModelArguments, data_args: DataArguments, args: SceneTrainingArguments) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from datasets_scripts.schema import file_sha256
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
+from training.adapters import is_adapter
 from training.assembly import load_model
 from training.checkpoints import complete_checkpoints
 
@@ -60,7 +61,7 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def _check_folder(folder: Path) -> None:
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or is_adapter(str(folder)):
         return
     checkpoints = complete_checkpoints(folder)
     hint = f"its newest complete checkpoint is {checkpoints[-1]}" if checkpoints else "it holds no complete checkpoint"

@@ -17,14 +17,13 @@ from tqdm import tqdm
 from datasets_scripts.schema import ACTION_TASKS
 from processing.constraint_vggt_qwen3 import ActionConstraint
 from training.collator import SceneCollator
-from training.data import Draw, SceneDataset
+from training.data import Draw, SceneDataset, fixed_batches, num_samples
 
 from .checkpoint import Checkpoint
 from .conditions import Condition, Shown, ShownScenes
 from .files import RowFile
 from .rows import Row, predicted_row
 
-SAMPLES_PER_SCENE = 8
 QUESTION_TOKENS, ACTION_TOKENS = 64, 1280
 
 
@@ -78,7 +77,7 @@ class Predictor:
     def _task_rows(self, task: str, dataset: SceneDataset, condition: Condition, skip: int) -> Iterator[list[Row]]:
         """Rows of one round after another, on the main process in order; the first `skip` are done already."""
         batches = fixed_batches(dataset, self.generation.batch_size)
-        ends = list(itertools.accumulate(_num_samples(batch) for batch in batches))
+        ends = list(itertools.accumulate(num_samples(batch) for batch in batches))
         first = next((index for index, end in enumerate(ends) if end > skip), len(batches))
         skip -= ends[first - 1] if first else 0
         remaining = batches[first:]
@@ -108,23 +107,6 @@ class Predictor:
             inputs = collator([each.seen for each in shown])
             texts, truncated = generate(self.checkpoint, inputs, self.generation, task)
             yield _rows(shown, texts, truncated, condition)
-
-
-def fixed_batches(dataset: SceneDataset, batch_size: int) -> list[list[Draw]]:
-    """Whole draws gathered into batches of at most `batch_size` samples, the same for any number of processes.
-
-    Raises:
-        ValueError: a batch size below 1.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, wanted at least 1")
-    batches: list[list[Draw]] = []
-    for draw in dataset.fixed_draws(min(SAMPLES_PER_SCENE, batch_size)):
-        if batches and _num_samples(batches[-1]) + len(draw.samples) <= batch_size:
-            batches[-1].append(draw)
-        else:
-            batches.append([draw])
-    return batches
 
 
 @torch.inference_mode()
@@ -173,7 +155,3 @@ def _rows(shown: Sequence[Shown], texts: Sequence[str], truncated: Sequence[bool
         predicted_row(sample, text, each, condition, truncated=cut)
         for (sample, each), text, cut in zip(asked, texts, truncated, strict=True)
     ]
-
-
-def _num_samples(batch: Sequence[Draw]) -> int:
-    return sum(len(draw.samples) for draw in batch)

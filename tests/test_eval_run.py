@@ -18,10 +18,9 @@ import yaml
 
 import eval as evaluator
 from evaluation.conditions import CONDITIONS, ShownScenes
-from evaluation.predict import fixed_batches
 from tests.conftest import REPOSITORY
 from tests.evaluating import save_checkpoint
-from training.data import SceneDataset
+from training.data import SceneDataset, fixed_batches
 
 QUICK = ["--max-new-tokens", "6", "--num-views", "2", "--batch-size", "5", "--num-resamples", "50"]
 

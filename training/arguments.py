@@ -15,6 +15,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser, TrainingArguments
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LAUNCH_ONLY = {"config", "local_rank"}
 BYPASSED = {
     "average_tokens_across_devices": "the loss is always summed over all devices",
@@ -44,6 +45,10 @@ class ModelArguments:
         default=str(CONFIGS / "models" / "tiny.json"),
         metadata={"help": "Checkpoint folder or Hub id; or a configuration JSON, for a model from random weights."},
     )
+    text_model: str | None = field(
+        default=None,
+        metadata={"help": "With a configuration JSON, the size of its text model: Qwen3-0.6B, -1.7B, -4B or -8B."},
+    )
     tokenizer: str = field(
         default=str(CONFIGS / "tokenizer-tiny"),
         metadata={"help": "Tokenizer folder or Hub id, used only with a configuration JSON."},
@@ -61,12 +66,33 @@ class ModelArguments:
         metadata={"help": "Parts that learn: vision, resampler, geometry_tokens, text. The others are frozen."},
     )
     frozen_text_layers: int = field(default=0, metadata={"help": "Bottom decoder layers kept frozen."})
+    lora_rank: int = field(
+        default=0,
+        metadata={"help": "Rank of adapters through which the text model learns; 0 = it learns whole."},
+    )
+    lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapters. Default: twice the rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    lora_targets: list[str] = field(
+        default_factory=lambda: list(LORA_TARGETS),
+        metadata={"help": "Linear layers of a decoder layer that get adapters."},
+    )
     task_weights: dict | str | None = field(
         default=None, metadata={"help": "Weight of each task's loss, as JSON: '{\"scanqa\": 1.0}'."}
     )
 
     def __post_init__(self) -> None:
         self.task_weights = _number_table("task_weights", self.task_weights)
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank is {self.lora_rank}; wanted 0 for none, or more")
+        if self.lora_rank and self.model.endswith(".json"):
+            raise ValueError(
+                f"lora_rank is {self.lora_rank}, but model is {self.model}: adapters are saved alone and name the "
+                "checkpoint they belong to, and random weights have none; name a checkpoint, or train the text whole"
+            )
+        unread = [name for name in ("lora_alpha", "lora_dropout") if getattr(self, name) and not self.lora_rank]
+        unread += ["lora_targets"] if not self.lora_rank and self.lora_targets != list(LORA_TARGETS) else []
+        if unread:
+            raise ValueError(f"{', '.join(unread)} would not be read: lora_rank is 0; set it too, such as 16")
 
 
 @dataclass
@@ -89,6 +115,10 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Keep only the first training samples."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Keep only the first evaluation samples."})
+    eval_generate_samples: int = field(
+        default=0, metadata={"help": "Evaluation samples also answered by generation and scored; 0 = the loss alone."}
+    )
+    eval_max_new_tokens: int = field(default=160, metadata={"help": "Longest answer generated in evaluation."})
     geometry_dropout: float = field(default=0.3, metadata={"help": "Chance that a scene hides cameras and depth."})
     depth_dropout: float = field(default=0.3, metadata={"help": "Chance that a scene hides its depth."})
 

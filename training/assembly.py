@@ -14,11 +14,13 @@ from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGener
 from processing.image_processing_vggt_qwen3 import VggtQwen3ImageProcessor
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
+from .adapters import base_of, is_adapter, merge
 from .checkpoints import CheckpointError, cut_off_weights
 
 # AutoTokenizer reads config.json, too: known here, it needs no look at the checkpoint's own code, nor asks for leave.
 AutoConfig.register("vggt_qwen3", VggtQwen3Config, exist_ok=True)
 
+QWEN3_SIZES = Path(__file__).resolve().parents[1] / "configs" / "qwen3_sizes.json"
 SPECIAL_TOKENS = {
     "image_token_id": "<|image_pad|>",
     "vision_start_token_id": "<|vision_start|>",
@@ -33,8 +35,11 @@ def load_model(
     task_weights: dict[str, float] | None = None,
     image_size: int | None = None,
     dtype: str = "auto",
+    text_model: str | None = None,
 ) -> tuple[VggtQwen3ForConditionalGeneration, VggtQwen3Processor]:
     """Loads a checkpoint folder or Hub id; or builds the model that a configuration JSON describes.
+
+    A folder of adapters is loaded with the checkpoint that they were trained on, and merged into it.
 
     Args:
         source: folder, Hub id, or a path that ends in `.json`.
@@ -42,6 +47,7 @@ def load_model(
         task_weights: replaces the tasks of the configuration and the weights of their losses.
         image_size: side in pixels that views are resized to; None = as in the checkpoint, or the encoder's native one.
         dtype: of a checkpoint's weights once loaded, such as "float32"; "auto" = as they are stored.
+        text_model: replaces the text model's sizes of a configuration JSON by those of a Qwen3, such as "Qwen3-1.7B".
 
     Raises:
         FileNotFoundError: for a configuration JSON that is not there.
@@ -50,7 +56,18 @@ def load_model(
     """
     overrides = {} if task_weights is None else {"task_weights": task_weights}
     if source.endswith(".json"):
+        if text_model is not None:
+            overrides["text_config"] = qwen3_sizes(text_model)
         return build_model(read_config(source, **overrides), tokenizer, attn_implementation, image_size)
+    if text_model is not None:
+        raise ValueError(
+            f"text_model is {text_model}, but the checkpoint {source} brings its own: give a configuration JSON, or "
+            "assemble another checkpoint with `python -m hub_upload.assemble_checkpoint --qwen3 ...`"
+        )
+    if is_adapter(source):
+        model, _ = load_model(base_of(source), tokenizer, attn_implementation, task_weights, image_size, dtype)
+        options = {} if image_size is None else {"size": image_size}
+        return merge(model, source), VggtQwen3Processor.from_pretrained(source, **options)
     config = VggtQwen3Config.from_pretrained(source, **overrides)
     try:
         model = VggtQwen3ForConditionalGeneration.from_pretrained(
@@ -60,6 +77,18 @@ def load_model(
         raise CheckpointError(f"{source}: {cut_off_weights(source) or error}; copy it again") from error
     options = {} if image_size is None else {"size": image_size}
     return model, VggtQwen3Processor.from_pretrained(source, **options)
+
+
+def qwen3_sizes(name: str) -> dict[str, Any]:
+    """Fields of the text configuration of a published Qwen3 model.
+
+    Raises:
+        ValueError: for a model that is not in the table.
+    """
+    sizes = json.loads(QWEN3_SIZES.read_text(encoding="utf-8"))
+    if name not in sizes:
+        raise ValueError(f"text_model is {name}; the sizes known are those of {', '.join(sizes)}")
+    return sizes[name]
 
 
 def read_config(path: str, **overrides: Any) -> VggtQwen3Config:

@@ -19,6 +19,8 @@ from torch.utils.data import Sampler
 from datasets_scripts.schema import read_manifest
 
 MILLIMETRES = 1000.0
+ANSWERED_PER_SCENE = 8
+"""Questions that share one encoding of their scene where they are answered by generation."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,34 @@ class SceneBatchSampler(Sampler[list[Draw]]):
             order = np.concatenate([rng.permutation(len(groups[task])) for _ in range(-(-count // len(groups[task])))])
             chosen += [groups[task][i] for i in order[:count]]
         return chosen
+
+
+def fixed_batches(dataset: SceneDataset, batch_size: int) -> list[list[Draw]]:
+    """Whole draws gathered into batches of at most `batch_size` samples, the same for any number of processes.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, wanted at least 1")
+    batches: list[list[Draw]] = []
+    for draw in dataset.fixed_draws(min(ANSWERED_PER_SCENE, batch_size)):
+        if batches and num_samples(batches[-1]) + len(draw.samples) <= batch_size:
+            batches[-1].append(draw)
+        else:
+            batches.append([draw])
+    return batches
+
+
+def num_samples(batch: Sequence[Draw]) -> int:
+    """Samples of a batch of draws."""
+    return sum(len(draw.samples) for draw in batch)
+
+
+def deal(batches: list[list[Draw]], rank: int, world_size: int) -> list[list[Draw]]:
+    """Every world_size-th batch; the last ones repeat the first so that no rank waits for another."""
+    rounds = -(-len(batches) // world_size)
+    return [batches[(i * world_size + rank) % len(batches)] for i in range(rounds)]
 
 
 def _bucket_samples(dataset: SceneDataset, by_task: bool) -> dict[tuple[str | None, int], list[int]]:

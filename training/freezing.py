@@ -9,6 +9,8 @@ from torch import nn
 
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 
+from .memory import numel
+
 logger = logging.getLogger(__name__)
 
 PARTS = {
@@ -17,10 +19,13 @@ PARTS = {
     "geometry_tokens": "model.geometry_tokens.",
     "text": "model.language_model.",
 }
+ADAPTED_PREFIX = "base_model.model."
+"""Before the names of a model with adapters."""
 
 
 def part_of(parameter_name: str) -> str:
-    """Name of the part that a parameter belongs to; a language head of its own counts as text."""
+    """Name of the part that a parameter belongs to, with adapters or without; a language head counts as text."""
+    parameter_name = parameter_name.removeprefix(ADAPTED_PREFIX)
     for part, prefix in PARTS.items():
         if parameter_name.startswith(prefix):
             return part
@@ -55,10 +60,9 @@ def set_trainable(
         _freeze(model.get_input_embeddings())
         for layer in layers[:frozen_text_layers]:
             _freeze(layer)
-    trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    trainable = {name: numel(p) for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError(f"nothing is left to train: trainable_parts = {list(parts)}")
-    _log(model, trainable)
     return trainable
 
 
@@ -67,8 +71,12 @@ def _freeze(module: nn.Module) -> None:
         parameter.requires_grad_(False)
 
 
-def _log(model: nn.Module, trainable: dict[str, int]) -> None:
+def log_trainable(model: nn.Module) -> None:
+    """Says of each part how much of it trains; what adapters replace is not counted twice."""
+    named = [(name, p) for name, p in model.named_parameters() if ".original_module." not in name]
     for part in PARTS:
-        total = sum(p.numel() for name, p in model.named_parameters() if part_of(name) == part)
-        learning = sum(count for name, count in trainable.items() if part_of(name) == part)
-        logger.info("%-16s %12s of %12s parameters train", part, f"{learning:,}", f"{total:,}")
+        sizes = [(numel(p), p.requires_grad) for name, p in named if part_of(name) == part]
+        learning = sum(count for count, trains in sizes if trains)
+        logger.info(
+            "%-16s %12s of %12s parameters train", part, f"{learning:,}", f"{sum(count for count, _ in sizes):,}"
+        )

@@ -18,11 +18,12 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import IGNORE_INDEX, VggtQwen3ForConditionalGeneration
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
+from .answers import AnswerCheck
 from .arguments import DataArguments, SceneTrainingArguments
 from .callbacks import ProgressLines, RunLog
 from .checkpoints import STAGING, complete_checkpoints, remove_checkpoint, seal, writing
 from .collator import SceneCollator
-from .data import Draw, SceneBatchSampler, SceneDataset
+from .data import SceneBatchSampler, SceneDataset, deal
 from .freezing import part_of
 from .guards import FiniteLossGuard, StopOnSignal, explain_lost_worker, leave_signals_to_parent
 from .outlook import Outlook
@@ -94,6 +95,7 @@ class SceneTrainer(Trainer):
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
         self.loss_guard = FiniteLossGuard(self._describe_batch)
+        self.answer_check = self._answer_check(processor)
         self._micro_batch, self._step_of_micro_batch = 0, -1
         self._saved_step: int | None = None
         self._clock: tuple[int, float] | None = None
@@ -119,7 +121,19 @@ class SceneTrainer(Trainer):
         draws = dataset.fixed_draws(self.data_args.samples_per_scene)
         scenes = max(1, self.args.per_device_eval_batch_size // self.data_args.samples_per_scene)
         batches = [draws[i : i + scenes] for i in range(0, len(draws), scenes)]
-        return self._loader(dataset, _deal(batches, self.args.process_index, self.args.world_size))
+        return self._loader(dataset, deal(batches, self.args.process_index, self.args.world_size))
+
+    def _answer_check(self, processor: VggtQwen3Processor) -> AnswerCheck | None:
+        if self.eval_dataset is None or not self.data_args.eval_generate_samples:
+            return None
+        return AnswerCheck(
+            self.eval_dataset,
+            processor,
+            self.task_names,
+            self.data_args.eval_generate_samples,
+            self.args.per_device_eval_batch_size,
+            self.data_args.eval_max_new_tokens,
+        )
 
     def _loader(self, dataset: SceneDataset, batch_sampler: Any) -> DataLoader:
         workers = self.args.dataloader_num_workers
@@ -264,9 +278,13 @@ class SceneTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """See `Trainer.evaluate`; its time and samples do not count as training."""
+        """See `Trainer.evaluate`, with answers where they are asked for; it does not count as training."""
         start, samples = time.monotonic(), self._samples_seen
         metrics = super().evaluate(*args, **kwargs)
+        if self.answer_check is not None:
+            figures = self.answer_check.run(self)
+            self.log(figures)
+            metrics |= figures
         self._samples_seen = samples
         self._exclude_from_rate(start)
         return metrics
@@ -288,12 +306,6 @@ class SceneTrainer(Trainer):
         if self._clock is not None:
             step, since = self._clock
             self._clock = (step, since + seconds)
-
-
-def _deal(batches: list[list[Draw]], rank: int, world_size: int) -> list[list[Draw]]:
-    """Every world_size-th batch; the last ones repeat the first so that no rank waits for another."""
-    rounds = -(-len(batches) // world_size)
-    return [batches[(i * world_size + rank) % len(batches)] for i in range(rounds)]
 
 
 __all__ = ["RUN_CONFIG", "SceneTrainer"]
