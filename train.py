@@ -3,11 +3,13 @@
 python train.py                                            the embedded default: procedural rooms, tiny model
 python train.py --config stage1_3dqa.yaml                  a recipe from configs/
 accelerate launch train.py --deepspeed ds_zero3.json       one CPU, one GPU or many
+python train.py --config stage1_3dqa.yaml --debug          everything once, in 100 small steps
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import sys
 import warnings
@@ -24,6 +26,7 @@ from training.arguments import (
     DataArguments,
     ModelArguments,
     SceneTrainingArguments,
+    debug_words,
     known_keys,
     parse_arguments,
     uses_deepspeed,
@@ -39,8 +42,9 @@ from training.checkpoints import (
 )
 from training.data import SceneDataset
 from training.embedded import embedded_dataset
+from training.fitting import fit
 from training.freezing import log_trainable, set_trainable
-from training.guards import STOPPED_BY_SIGNAL
+from training.guards import STOPPED_BY_SIGNAL, StopAfter
 from training.launch import prepare_process, refuse_data_parallel
 from training.memory import numel
 from training.trainer import SceneTrainer
@@ -52,6 +56,19 @@ def main(argv: list[str] | None = None) -> SceneTrainer:
     """Runs one training from the command line's settings and returns its trainer."""
     argv = sys.argv[1:] if argv is None else argv
     prepare_process(uses_deepspeed(argv))
+    if "--debug" not in argv:
+        return run(argv)
+    words = debug_words([word for word in argv if word != "--debug"])
+    half = parse_arguments(words)[2].max_steps // 2
+    run(words, stop_after=half)
+    gc.collect()  # the first half's model makes room for the second's
+    trainer = run([*words, "--resume_from_checkpoint", "latest"])
+    logger.info("debug: training, evaluation, answers, saving and resuming (behind step %d) all work", half)
+    return trainer
+
+
+def run(argv: list[str], stop_after: int | None = None) -> SceneTrainer:
+    """Trains as these words say; `stop_after`: save and stop at this step, as if the time were over."""
     model_args, data_args, args = parse_arguments(argv)
     refuse_data_parallel(args.n_gpu)
     _set_up_logging(args)
@@ -70,6 +87,10 @@ def main(argv: list[str] | None = None) -> SceneTrainer:
     if args.eval_strategy != "no":
         eval_dataset = _dataset(data_args, data_args.eval_split, data_args.max_eval_samples)
 
+    if args.safe:
+        dataset = data_args.dataset
+        model_args, data_args, args = parse_arguments([*argv, *fit(model_args, data_args, args, train_dataset)])
+        data_args.dataset = dataset
     model, processor = _model(model_args)
     trainable = sum(numel(p) for p in model.parameters() if p.requires_grad)
     logger.info("%s parameters train on %s samples", f"{trainable:,}", f"{len(train_dataset):,}")
@@ -83,7 +104,11 @@ def main(argv: list[str] | None = None) -> SceneTrainer:
         eval_dataset=eval_dataset,
         run_config=_run_config(model_args, data_args, args),
     )
+    if stop_after is not None:
+        trainer.add_callback(StopAfter(stop_after))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stop_after is not None:
+        return trainer
     if trainer.stopped_early:
         logger.info(
             "stopped by a signal at step %d; the same command with --resume_from_checkpoint latest goes on",
@@ -123,15 +148,7 @@ def _model(args: ModelArguments) -> tuple[PreTrainedModel | PeftModel, VggtQwen3
     )
     set_trainable(model, args.trainable_parts, args.frozen_text_layers)
     if args.lora_rank:
-        model = add_adapters(
-            model,
-            args.trainable_parts,
-            args.frozen_text_layers,
-            args.lora_rank,
-            args.lora_alpha,
-            args.lora_dropout,
-            args.lora_targets,
-        )
+        model = add_adapters(model, **args.adapter_settings())
     log_trainable(model)
     return model, processor
 

@@ -22,6 +22,7 @@ BYPASSED = {
     "auto_find_batch_size": "set per_device_train_batch_size",
     "data_seed": "seed decides the order of data too",
     "dataloader_drop_last": "batches are whole by construction",
+    "debug": "`train.py --debug`, without a value, tries everything in 100 small steps",
     "do_eval": "use eval_strategy, or eval.py",
     "do_predict": "use eval.py",
     "do_train": "train.py always trains",
@@ -94,6 +95,17 @@ class ModelArguments:
         if unread:
             raise ValueError(f"{', '.join(unread)} would not be read: lora_rank is 0; set it too, such as 16")
 
+    def adapter_settings(self) -> dict[str, Any]:
+        """As `adapters.add_adapters` takes them."""
+        return {
+            "parts": self.trainable_parts,
+            "frozen_text_layers": self.frozen_text_layers,
+            "rank": self.lora_rank,
+            "alpha": self.lora_alpha,
+            "dropout": self.lora_dropout,
+            "targets": self.lora_targets,
+        }
+
 
 @dataclass
 class DataArguments:
@@ -152,6 +164,12 @@ class SceneTrainingArguments(TrainingArguments):
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "Checkpoint folder, or `latest`: the newest of output_dir, if there is one."}
     )
+    safe: bool = field(
+        default=False, metadata={"help": "Fit batch and accumulation to the memory; a step keeps its samples."}
+    )
+    debug: str = field(
+        default="", metadata={"help": "Alone, without a value: try everything once, in 100 small steps."}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not used: such losses end the run."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: samples are not columns."})
 
@@ -178,6 +196,24 @@ class SceneTrainingArguments(TrainingArguments):
         if changed:
             raise ValueError("; ".join(f"{name} is not followed: {BYPASSED[name]}" for name in changed))
 
+
+DEBUG_STEPS = 100
+DEBUG_SETTINGS = {
+    "max_steps": DEBUG_STEPS,
+    "samples_per_scene": 2,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "logging_steps": 5,
+    "eval_strategy": "steps",
+    "eval_steps": DEBUG_STEPS // 2,
+    "max_eval_samples": 16,
+    "eval_generate_samples": 4,
+    "eval_max_new_tokens": 16,
+    "save_strategy": "steps",
+    "save_steps": DEBUG_STEPS // 2,
+}
+"""What `--debug` sets in front of the user's own words: a run in which everything happens once."""
 
 ARGUMENT_CLASSES = (ModelArguments, DataArguments, SceneTrainingArguments)
 FIELD_TYPES = {
@@ -212,6 +248,14 @@ def parse_arguments(
     if unknown:
         raise ValueError(f"the command line has {unknown} behind no option; a file of settings goes behind --config")
     return tuple(parsed[:3])
+
+
+def debug_words(argv: list[str]) -> list[str]:
+    """The command line of a trial run: small settings, then the user's, in a folder of its own."""
+    words = [word for key, value in DEBUG_SETTINGS.items() for word in (f"--{key}", str(value))]
+    folder = parse_arguments(argv)[2].output_dir
+    config = [] if _config_of(argv) is None else ["--config", _config_of(argv)]
+    return [*config, *words, *argv, "--output_dir", f"{folder.rstrip('/')}-debug"]
 
 
 def uses_deepspeed(argv: list[str]) -> bool:

@@ -54,11 +54,9 @@ def load_model(
         ValueError: for a configuration and a tokenizer that do not fit, or an incomplete checkpoint.
         CheckpointError: for weights that were cut off.
     """
-    overrides = {} if task_weights is None else {"task_weights": task_weights}
     if source.endswith(".json"):
-        if text_model is not None:
-            overrides["text_config"] = qwen3_sizes(text_model)
-        return build_model(read_config(source, **overrides), tokenizer, attn_implementation, image_size)
+        config = _read_overridden(source, task_weights, text_model)
+        return build_model(config, tokenizer, attn_implementation, image_size)
     if text_model is not None:
         raise ValueError(
             f"text_model is {text_model}, but the checkpoint {source} brings its own: give a configuration JSON, or "
@@ -66,17 +64,40 @@ def load_model(
         )
     if is_adapter(source):
         model, _ = load_model(base_of(source), tokenizer, attn_implementation, task_weights, image_size, dtype)
-        options = {} if image_size is None else {"size": image_size}
-        return merge(model, source), VggtQwen3Processor.from_pretrained(source, **options)
-    config = VggtQwen3Config.from_pretrained(source, **overrides)
+        return merge(model, source), describe_model(source, tokenizer, None, image_size)[1]
+    config, processor = describe_model(source, tokenizer, task_weights, image_size)
     try:
         model = VggtQwen3ForConditionalGeneration.from_pretrained(
             source, config=config, attn_implementation=attn_implementation, dtype=dtype
         )
     except SafetensorError as error:
         raise CheckpointError(f"{source}: {cut_off_weights(source) or error}; copy it again") from error
-    options = {} if image_size is None else {"size": image_size}
-    return model, VggtQwen3Processor.from_pretrained(source, **options)
+    return model, processor
+
+
+def describe_model(
+    source: str,
+    tokenizer: str,
+    task_weights: dict[str, float] | None = None,
+    image_size: int | None = None,
+    text_model: str | None = None,
+) -> tuple[VggtQwen3Config, VggtQwen3Processor]:
+    """Configuration and processor of what `load_model` would load, without its weights."""
+    if not source.endswith(".json"):
+        base = base_of(source) if is_adapter(source) else source
+        overrides = {} if task_weights is None else {"task_weights": task_weights}
+        options = {} if image_size is None else {"size": image_size}
+        config = VggtQwen3Config.from_pretrained(base, **overrides)
+        return config, VggtQwen3Processor.from_pretrained(source, **options)
+    config = _read_overridden(source, task_weights, text_model)
+    return config, _fitted_processor(config, tokenizer, image_size)
+
+
+def _read_overridden(path: str, task_weights: dict[str, float] | None, text_model: str | None) -> VggtQwen3Config:
+    overrides: dict[str, Any] = {} if task_weights is None else {"task_weights": task_weights}
+    if text_model is not None:
+        overrides["text_config"] = qwen3_sizes(text_model)
+    return read_config(path, **overrides)
 
 
 def qwen3_sizes(name: str) -> dict[str, Any]:
@@ -104,10 +125,15 @@ def build_model(
     config: VggtQwen3Config, tokenizer: str, attn_implementation: str = "sdpa", image_size: int | None = None
 ) -> tuple[VggtQwen3ForConditionalGeneration, VggtQwen3Processor]:
     """A model with random weights, and the processor that feeds it; the global seed decides the weights."""
+    processor = _fitted_processor(config, tokenizer, image_size)
+    config._attn_implementation = attn_implementation
+    return VggtQwen3ForConditionalGeneration(config), processor
+
+
+def _fitted_processor(config: VggtQwen3Config, tokenizer: str, image_size: int | None) -> VggtQwen3Processor:
     text_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     fit_to_tokenizer(config, text_tokenizer)
-    config._attn_implementation = attn_implementation
-    return VggtQwen3ForConditionalGeneration(config), build_processor(config, text_tokenizer, image_size)
+    return build_processor(config, text_tokenizer, image_size)
 
 
 def fit_to_tokenizer(config: VggtQwen3Config, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -137,6 +137,18 @@ class StopOnSignal(TrainerCallback):
         return bool(told)
 
 
+class StopAfter(TrainerCallback):
+    """Saves and ends at a step, as a signal would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """See the class."""
+        if state.global_step >= self.step:
+            control.should_save = control.should_training_stop = True
+
+
 def leave_signals_to_parent(worker: int) -> None:
     """For data loader workers: a signal to the whole process group stops the trainer alone, after its checkpoint."""
     for number in (*STOP_SIGNALS, signal.SIGINT):
