@@ -113,12 +113,13 @@ class SceneGenerationMixin(GenerationMixin):
 
         Args:
             compiled: compile the encoder's blocks and the text model's layers.
-            graphs: replay CUDA graphs in the text model; by default on a GPU.
-            **options: of the encoder's `compile_blocks`.
+            graphs: replay CUDA graphs of the encoder and of the text model; by default on a GPU.
+            **options: of `torch.compile`, for the encoder's blocks.
         """
+        graphs = self.lm_head.weight.is_cuda if graphs is None else graphs
         if compiled:
-            self.model.vision_model.compile_blocks(**options)
-        self._decoder = TextDecoder(self, compiled, self.lm_head.weight.is_cuda if graphs is None else graphs)
+            self.model.vision_model.compile_blocks(cuda_graphs=graphs, **options)
+        self._decoder = TextDecoder(self, compiled, graphs)
         return self
 
     def encode_scene(
