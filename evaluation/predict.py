@@ -116,15 +116,19 @@ def generate(
     """Texts of a batch without special tokens, and whether the token limit stopped each, or a list of it."""
     model, tokenizer = checkpoint.model, checkpoint.processor.tokenizer
     constraint = action_constraint(checkpoint, generation) if task in ACTION_TASKS else None
-    inputs = {key: value.to(model.device) for key, value in inputs.items()}
+    fast = generation.num_beams == 1
+    text = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
+    if "pixel_values" in inputs:  # the prompt up to the end of the images is taken in once for all questions of a scene
+        text |= {"scene": model.encode_scene(**inputs, fast=fast), "scene_index": inputs["scene_index"]}
     output = model.generate(
-        **inputs,
+        **text,
         do_sample=False,
         num_beams=generation.num_beams,
         max_new_tokens=generation.token_limit(task),
         eos_token_id=checkpoint.processor.end_of_turn_id,
         pad_token_id=tokenizer.pad_token_id,
-        logits_processor=[] if constraint is None else [constraint],
+        constraint=constraint,
+        fast=fast,
     )
     answers = output[:, inputs["input_ids"].shape[1] :]
     cut_off = (~(answers == checkpoint.processor.end_of_turn_id).any(dim=1)).tolist()

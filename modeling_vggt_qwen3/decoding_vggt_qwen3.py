@@ -117,7 +117,7 @@ class TextDecoder:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MIN_RECOMPILE_LIMIT)
         self._layer = torch.compile(text_layer, dynamic=True, fullgraph=True) if compiled else text_layer
         self._caches: OrderedDict[tuple[int, int], FixedCache] = OrderedDict()
-        self._memory = torch.cuda.graph_pool_handle() if graphs else None
+        self._memory: Any = None
         self._weights = self._addresses()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -180,14 +180,14 @@ class TextDecoder:
             return self._forward(cache, embeds, counts)
         size = next(size for size in PASS_TOKENS if size >= tokens)
         if size not in cache.passes:
-            cache.passes[size] = self._capture(cache, size)
-        captured = cache.passes[size]
-        captured.embeds[:rows, :tokens].copy_(embeds, non_blocking=True)
+            cache.passes[size] = self._captured(cache, size)
+        recorded = cache.passes[size]
+        recorded.embeds[:rows, :tokens].copy_(embeds, non_blocking=True)
         if rows < cache.num_rows:
-            captured.counts.zero_()
-        captured.counts[:rows].copy_(counts, non_blocking=True)
-        captured.graph.replay()
-        return captured.logits[:rows]
+            recorded.counts.zero_()
+        recorded.counts[:rows].copy_(counts, non_blocking=True)
+        recorded.graph.replay()
+        return recorded.logits[:rows]
 
     def _forward(self, cache: FixedCache, embeds: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         text = self.model.model.language_model
@@ -203,22 +203,27 @@ class TextDecoder:
         cache.lengths.add_(counts)
         return self.model.lm_head(text.norm(last))
 
-    def _capture(self, cache: FixedCache, num_tokens: int) -> GraphPass:
+    def _captured(self, cache: FixedCache, num_tokens: int) -> GraphPass:
+        """A new pass. No row takes a token while it is made: the cache stays as it is."""
         width = self.model.config.text_config.hidden_size
         embeds = torch.zeros(cache.num_rows, num_tokens, width, dtype=self.dtype, device=self.device)
-        captured = GraphPass(embeds, torch.zeros_like(cache.lengths))  # no row takes a token: the cache stays as it is
+        made = GraphPass(embeds, torch.zeros_like(cache.lengths))
+        self._capture(cache, made)
+        self.num_captured += 1
+        return made
+
+    def _capture(self, cache: FixedCache, made: GraphPass) -> None:
         with torch.cuda.device(self.device):
+            self._memory = self._memory or torch.cuda.graph_pool_handle()
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(2):
-                    self._forward(cache, captured.embeds, captured.counts)
+                    self._forward(cache, made.embeds, made.counts)
             torch.cuda.current_stream().wait_stream(side)
-            captured.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(captured.graph, pool=self._memory):
-                captured.logits = self._forward(cache, captured.embeds, captured.counts)
-        self.num_captured += 1
-        return captured
+            made.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(made.graph, pool=self._memory):
+                made.logits = self._forward(cache, made.embeds, made.counts)
 
     def _new_cache(self, num_rows: int, num_slots: int) -> FixedCache:
         config = self.model.config.text_config

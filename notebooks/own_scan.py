@@ -22,21 +22,24 @@ WORK = Path(os.environ.get("OUTPUT", "outputs/own_scan"))
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from transformers import AutoModel, AutoProcessor
 
 model = AutoModel.from_pretrained(MODEL, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(MODEL, trust_remote_code=True)
 
 
-def ask(views, question, task="scanqa", max_new_tokens=64, **cameras):
-    messages = processor.conversation(question, num_views=len(views), task=task)
+def look(views, **cameras):
+    """What the model sees; any number of questions can be asked about it."""
+    return model.encode_scene(**processor(images=[views], **cameras), fast=True)
+
+
+def ask(seen, num_views, question, task="scanqa", max_new_tokens=64):
+    messages = processor.conversation(question, num_views=num_views, task=task)
     prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    inputs = processor(images=[views], text=[prompt], **cameras)
-    with torch.inference_mode():
-        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+    inputs = processor(text=[prompt], scene=seen)
+    tokens = model.generate(**inputs, scene=seen, fast=True, do_sample=False, max_new_tokens=max_new_tokens)
     new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
-    return processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip(), inputs
+    return processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
 
 
 # %% [markdown]
@@ -58,8 +61,9 @@ for axis, image, name in zip(axes[0], scene.images, scene.frame_ids):
 plt.show()
 
 # %%
+seen = look(scene.images)
 for question in ("What colour is the fridge?", "What is to the right of the door?"):
-    print(f"{question:40} {ask(scene.images, question)[0]}")
+    print(f"{question:40} {ask(seen, len(scene.images), question)}")
 
 # %% [markdown]
 # ## A capture with cameras
@@ -140,8 +144,9 @@ if sample["anchor_frame_id"] is not None:  # "the door you see in the first view
     frames = sorted(frames, key=lambda frame: frame != sample["anchor_frame_id"])
 shown = captures.read_scene(0, frames)
 cameras = {"intrinsics": [shown.intrinsics], "world_from_cam": [shown.world_from_cam], "depth": [shown.depth]}
-text, inputs = ask(shown.images, sample["question"], task="actions", max_new_tokens=200, **cameras)
-(decoded,) = processor.decode_actions([text], inputs["world_from_ref"], [shown.scene_id])
+seen = look(shown.images, **cameras)
+text = ask(seen, len(shown.images), sample["question"], task="actions", max_new_tokens=200)
+(decoded,) = processor.decode_actions([text], seen.world_from_ref, [shown.scene_id])
 print(sample["question"])
 print(json.dumps(decoded["action"]) if decoded["action"] else f"no action: {decoded['error']}\n{text}")
 

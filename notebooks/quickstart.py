@@ -19,7 +19,6 @@ MODEL = os.environ.get("MODEL", "outputs/demo")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
@@ -56,22 +55,21 @@ show(views)
 # ## Ask
 #
 # From the photographs alone. `processor.conversation` words the question as in training; all images of a conversation
-# are views of one room.
+# are views of one room. `encode_scene` looks at them once; every question after that takes in its own words alone.
 
 
 # %%
-def generate(messages, max_new_tokens, **cameras):
+def generate(messages, max_new_tokens, scene):
     prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    inputs = processor(images=[views], text=[prompt], **cameras)
-    with torch.inference_mode():
-        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+    inputs = processor(text=[prompt], scene=scene)
+    tokens = model.generate(**inputs, scene=scene, fast=True, do_sample=False, max_new_tokens=max_new_tokens)
     new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
-    return processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip(), inputs
+    return processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
 
 
+photographs = model.encode_scene(**processor(images=[views]), fast=True)
 for question in ("What colour is the desk?", "How many windows are there?", "Is there a bookshelf?"):
-    answer, _ = generate(processor.conversation(question, num_views=len(views)), max_new_tokens=32)
-    print(f"{question:32} {answer}")
+    print(f"{question:32} {generate(processor.conversation(question, num_views=len(views)), 32, photographs)}")
 
 # %% [markdown]
 # The same through a pipeline, as with any model on the Hub. The messages are those that the model was trained with;
@@ -94,12 +92,12 @@ print(ask(text=messages, max_new_tokens=32, return_full_text=False)[0]["generate
 # %%
 instruction = processor.conversation("Place an anchor on the desk.", num_views=len(views), task="actions")
 known = {"intrinsics": [intrinsics], "world_from_cam": [world_from_cam], "depth": [depth]}
-text, inputs = generate(instruction, max_new_tokens=200, **known)
-(decoded,) = processor.decode_actions([text], inputs["world_from_ref"], ["study"])
+room = model.encode_scene(**processor(images=[views], **known), fast=True)
+text = generate(instruction, 200, room)
+(decoded,) = processor.decode_actions([text], room.world_from_ref, ["study"])
 print(json.dumps(decoded["action"], indent=2) if decoded["action"] else f"no action: {decoded['error']}\n{text}")
 
-_, blind = generate(instruction, max_new_tokens=1)
-print("without cameras:", processor.decode_actions([text], blind["world_from_ref"])[0]["error"])
+print("without cameras:", processor.decode_actions([text], photographs.world_from_ref)[0]["error"])
 
 # %% [markdown]
 # ## Draw it
@@ -154,7 +152,8 @@ print("loss of each step:", [round(loss, 3) for loss in losses])
 
 # %%
 model = AutoModel.from_pretrained(OUTPUT, trust_remote_code=True).eval()
-print(generate(processor.conversation("What colour is the desk?", num_views=len(views)), max_new_tokens=32)[0])
+photographs = model.encode_scene(**processor(images=[views]), fast=True)
+print(generate(processor.conversation("What colour is the desk?", num_views=len(views)), 32, photographs))
 
 # %% [markdown]
 # Next: `own_scan.ipynb` for your own photographs and scans, `docs/` for training and evaluation, `python eval.py` for

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
 from transformers import TextStreamer
 
-from modeling_vggt_qwen3.decoding_vggt_qwen3 import TextDecoder, bucket_length, bucket_rows
+from modeling_vggt_qwen3.decoding_vggt_qwen3 import FixedCache, GraphPass, TextDecoder, bucket_length, bucket_rows
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from tests.fake import fake_batch, fake_scenes, fake_text, small_config, small_model, without_geometry
 
@@ -235,6 +236,66 @@ def test_one_compiled_layer_serves_all_layers_and_sizes():
             deep._decoder = decoder
             assert answers(deep, **batch, do_sample=False, fast=True).tolist() == wanted.tolist()
     assert len(graphs) <= 4  # the prefix is a row of its own; a lone token comes as a view at first
+
+
+class BucketedDecoder(TextDecoder):
+    """Rounds sizes up and keeps passes as on a GPU; replaying one computes it anew."""
+
+    def _capture(self, cache: FixedCache, made: GraphPass) -> None:
+        class Graph:
+            def replay(_) -> None:
+                made.logits = self._forward(cache, made.embeds, made.counts)
+
+        made.graph = Graph()
+
+
+def test_sizes_rounded_up_change_no_token(model):
+    bucketed = copy.copy(model)
+    bucketed._decoder = BucketedDecoder(model, compiled=False, graphs=True)
+    for how in HOW:
+        batch = ragged_batch(model.config)
+        wanted = answers(model, **batch, **HOW[how])
+        for _ in range(2):  # the second time in caches that hold the first answers
+            assert answers(bucketed, **batch, **HOW[how], fast=True).tolist() == wanted.tolist()
+
+
+def test_fifty_questions_about_one_to_sixteen_views_need_no_further_graph(model):
+    bucketed = copy.copy(model)
+    decoder = bucketed._decoder = BucketedDecoder(model, compiled=False, graphs=True)
+    wanted = None
+    for question in range(54):
+        views = 1 + question % 16
+        text = fake_text(model.config, [4 + views], [3 + 7 * question % 26], seed=question)
+        bucketed.generate(**fake_scenes(model.config, 1, views), **text, max_new_tokens=3, fast=True)
+        if question == 3:
+            wanted = decoder.num_captured
+    assert decoder.num_captured <= wanted + 2  # buckets of prefixes and of questions that had not come before
+    seen = decoder.num_captured
+    for question in range(50):
+        text = fake_text(model.config, [4 + 1 + question % 16], [3 + 5 * question % 26], seed=question + 90)
+        scene = fake_scenes(model.config, 1, 1 + question % 16)
+        bucketed.generate(**scene, **text, max_new_tokens=3, fast=True)
+    assert decoder.num_captured == seen
+
+
+def live_tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_memory_does_not_grow(model, count):
+    bucketed = copy.copy(model)
+    bucketed._decoder = BucketedDecoder(model, compiled=False, graphs=True)
+    scene = model.encode_scene(**fake_scenes(model.config, 1, 3))
+    before = None
+    for number in range(count + 10):
+        text = fake_text(model.config, [7], [2 + number % 20], seed=number)
+        text["input_ids"][0, 0] = 10 + number % 7  # another prefix
+        bucketed.generate(**text, scene=scene, fast=True, max_new_tokens=1 + number % 3)
+        if number == 9:
+            before = live_tensors()
+    assert live_tensors() <= before
 
 
 def test_buckets():

@@ -321,7 +321,7 @@ class TestInABrowser:
         assert len(action["center"]) == 3
         page.locator("#model canvas").wait_for()
         assert page.locator("#views img").first.get_attribute("src") != before  # now with the box
-        for step in ("reading the views", "looking", "answering"):
+        for step in ("looking", "reading the question", "answering"):
             assert step in page.locator("#times").inner_text()
 
     def test_without_cameras_there_are_no_metres(self, page, served, tmp_path):

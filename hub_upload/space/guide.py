@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from room import Room
 from transformers import AutoModel, AutoProcessor, TextIteratorStreamer
 
 ANSWER_TOKENS, ACTION_TOKENS = 64, 600
+ROOMS_KEPT = 4
 MAX_QUESTION_CHARS = 400
 NO_METRES = (
     "Where the cameras stood cannot be known from photographs alone, so there is no place in metres to give. "
@@ -60,6 +62,7 @@ class Guide:
         self.model = AutoModel.from_pretrained(model, trust_remote_code=True).to(device).eval()
         self.processor = AutoProcessor.from_pretrained(model, trust_remote_code=True)
         self.pool = ThreadPoolExecutor(max_workers=1)
+        self.scenes: WeakKeyDictionary[Room, Any] = WeakKeyDictionary()  # as the model sees them; gone with the visitor
 
     def ask(self, room: Room, question: str, wants_action: bool) -> Iterator[Reply]:
         """Answers a question about a room, or follows an instruction; each reply holds more than the one before.
@@ -75,40 +78,49 @@ class Guide:
             yield reply
             return
         started = time.perf_counter()
-        batch = self._batch(room, question, "actions" if wants_action else "scanqa")
-        reply.seconds["reading the views"] = time.perf_counter() - started
-        for text in self._words(batch, ACTION_TOKENS if wants_action else ANSWER_TOKENS, reply):
+        prompt = self._prompt(room, question, "actions" if wants_action else "scanqa")
+        scene = self.pool.submit(self._scene, room).result()
+        reply.seconds["looking"] = time.perf_counter() - started
+        for text in self._words(prompt, scene, ACTION_TOKENS if wants_action else ANSWER_TOKENS, reply):
             reply.text = text
             yield reply
         if wants_action:
-            (decoded,) = self.processor.decode_actions([reply.text], batch["world_from_ref"], [room.name])
+            (decoded,) = self.processor.decode_actions([reply.text], scene.world_from_ref, [room.name])
             reply.action, reply.error = decoded["action"], decoded["error"]
         yield reply
 
-    def _batch(self, room: Room, question: str, task: str) -> Any:
+    def _prompt(self, room: Room, question: str, task: str) -> str:
         try:
             messages = self.processor.conversation(question, num_views=len(room.views), task=task)
         except ValueError as error:
             raise QuestionError(f"That cannot be asked: {error}.") from error
-        prompt = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def _scene(self, room: Room) -> Any:
+        """The room as the model sees it; looked at once for all questions that follow."""
+        if room in self.scenes:
+            return self.scenes[room]
         cameras = {}
         if room.has_cameras:
             cameras = {"intrinsics": [room.intrinsics], "world_from_cam": [room.world_from_cam]}
             cameras["depth"] = None if room.depth is None else [room.depth]
-        return self.processor(images=[room.views], text=[prompt], **cameras)
+        while len(self.scenes) >= ROOMS_KEPT:
+            del self.scenes[next(iter(self.scenes))]
+        self.scenes[room] = self.model.encode_scene(**self.processor(images=[room.views], **cameras), fast=True)
+        return self.scenes[room]
 
-    def _words(self, batch: Any, max_new_tokens: int, reply: Reply) -> Iterator[str]:
+    def _words(self, prompt: str, scene: Any, max_new_tokens: int, reply: Reply) -> Iterator[str]:
         """The text so far, again and again, while a thread generates; at last notes how long each part took."""
         streamer = _Streamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        options = {"streamer": streamer, "do_sample": False, "max_new_tokens": max_new_tokens}
+        options = {"streamer": streamer, "do_sample": False, "max_new_tokens": max_new_tokens, "fast": True}
         started = time.perf_counter()
-        inputs = {key: value.to(self.model.device) for key, value in batch.items()}
-        future = self.pool.submit(self.model.generate, **inputs, **options)
+        inputs = self.processor(text=[prompt], scene=scene)
+        future = self.pool.submit(self.model.generate, **inputs, scene=scene, **options)
         future.add_done_callback(lambda _: streamer.text_queue.put(streamer.stop_signal))  # also when it failed
         text = ""
         for piece in streamer:
             text += piece
             yield text.strip()
         future.result()
-        reply.seconds["looking"] = streamer.first_token - started
+        reply.seconds["reading the question"] = streamer.first_token - started
         reply.seconds["answering"] = time.perf_counter() - streamer.first_token

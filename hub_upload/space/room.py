@@ -29,7 +29,7 @@ class UploadError(ValueError):
     """An upload that cannot be used; the message is for the visitor."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Room:
     """Views of one room.
 
