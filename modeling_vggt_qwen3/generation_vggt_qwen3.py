@@ -112,14 +112,15 @@ class SceneGenerationMixin(GenerationMixin):
         Sizes are compiled and captured when they first come: let a first question pass before you measure.
 
         Args:
-            compiled: compile the encoder's blocks and the text model's layers.
+            compiled: compile the encoder's blocks and the text model's layers, and fuse the projections of the latter,
+                which keeps a copy of their weights (1.1 GB of Qwen3-4B's).
             graphs: replay CUDA graphs of the encoder and of the text model; by default on a GPU.
             **options: of `torch.compile`, for the encoder's blocks.
         """
         graphs = self.lm_head.weight.is_cuda if graphs is None else graphs
         if compiled:
             self.model.vision_model.compile_blocks(cuda_graphs=graphs, **options)
-        self._decoder = TextDecoder(self, compiled, graphs)
+        self._decoder = TextDecoder(self, compiled, graphs, fused=compiled)
         return self
 
     def encode_scene(
@@ -150,9 +151,11 @@ class SceneGenerationMixin(GenerationMixin):
             raise ValueError(f"encode_scene knows the scene tensors of the batch table, not {', '.join(unknown)}")
         inputs = {key: value for key, value in {"pixel_values": pixel_values, **scene}.items() if value is not None}
         with plain_tensors():
-            state = self._look(inputs)
-            if input_ids is not None:
-                rows = self._rows(input_ids, attention_mask, scene_index, state.num_visual_tokens)
+            masks = _host_masks(inputs)
+            counts = self._visual_counts(masks)
+            rows = [] if input_ids is None else self._rows(input_ids, attention_mask, scene_index, counts)
+            state = self._look(inputs, masks)
+            if rows:
                 self._prefixes(state, rows, fast)
         return state
 
@@ -204,11 +207,15 @@ class SceneGenerationMixin(GenerationMixin):
         constraint: Any,
         kwargs: dict[str, Any],
     ) -> torch.Tensor:
+        masks: dict[str, torch.Tensor] = {}
+        counts: list[int] = []
         if scene is not None:
             scene.check_inputs(given)
+            counts = scene.num_visual_tokens
         elif "pixel_values" in given:
-            scene = self._look(given)
-        rows = self._rows(**text, num_visual_tokens=scene.num_visual_tokens if scene else [])
+            masks = _host_masks(given)
+            counts = self._visual_counts(masks)
+        rows = self._rows(**text, num_visual_tokens=counts)
         loop = AnswerLoop(self, self._fast_decoder(), constraint, kwargs.get("streamer"))
         if constraint is not None:
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), loop.apply_constraint]
@@ -216,10 +223,11 @@ class SceneGenerationMixin(GenerationMixin):
         def decode(model: Any, input_ids: torch.Tensor, *, generation_config: Any, **rest: Any) -> torch.Tensor:
             check_fast_options(generation_config, rest["stopping_criteria"])
             repeats = len(input_ids) // len(rows)
-            prefixes = [] if scene is None else self._prefixes(scene, rows, fast=True)
-            prefixes = [prefix for prefix in prefixes or [None] * len(rows) for _ in range(repeats)]
+            seen = self._look(given, masks) if masks else scene  # after all that the library reads back
+            prefixes = [None] * len(rows) if seen is None else self._prefixes(seen, rows, fast=True)
+            prefixes = [prefix for prefix in prefixes for _ in range(repeats)]
             prompts = [row.rest for row in rows for _ in range(repeats)]
-            check = partial(scene.check_weights, model) if scene is not None else None
+            check = None if scene is None else partial(scene.check_weights, model)
             return loop.run(input_ids, prefixes, prompts, rest["logits_processor"], generation_config, check)
 
         ids = text["input_ids"].to(self.device)
@@ -257,23 +265,21 @@ class SceneGenerationMixin(GenerationMixin):
             self._decoder = TextDecoder(self, compiled=False, graphs=self.lm_head.weight.is_cuda)
         return self._decoder
 
-    def _look(self, inputs: dict[str, torch.Tensor]) -> SceneState:
-        """Visual tokens of each scene; nothing is read back once the encoder runs."""
-        masks = {key: inputs[key].cpu() for key in ("view_mask", "geometry_mask") if key in inputs}
-        device = self.model.vision_model.device
-        kept = {key: _moved(value, device) for key, value in inputs.items()}
+    def _visual_counts(self, masks: dict[str, torch.Tensor]) -> list[int]:
+        """Visual tokens of each scene, of its masks on the host."""
+        views = masks["view_mask"].sum(dim=1) * masks["geometry_mask"] * (self.model.geometry_tokens is not None)
+        return (views + self.config.perceiver_config.num_latents).tolist()
+
+    def _look(self, inputs: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]) -> SceneState:
+        """Visual tokens of each scene; nothing is read back."""
+        kept = {key: _moved(value, self.model.vision_model.device) for key, value in inputs.items()}
         used = {key: value for key, value in kept.items() if key != "world_from_ref"}
-        visual = self.get_image_features(**{**used, **{k: m for k, m in masks.items() if k == "view_mask"}})
-        num_scenes, num_views = inputs["pixel_values"].shape[:2]
+        visual = self.get_image_features(**{**used, "view_mask": masks["view_mask"]}).pooler_output
         num_latents = self.config.perceiver_config.num_latents
-        num_geometry = visual.pooler_output.shape[1] - num_latents  # one a view, or none
-        valid = masks.get("view_mask", torch.ones(num_scenes, num_views, dtype=torch.bool)).sum(dim=1)
-        known = masks.get("geometry_mask", torch.zeros(num_scenes, dtype=torch.bool))
-        tokens = []
-        for scene, (views, has_cameras) in enumerate(zip(valid.tolist(), known.tolist())):
-            latents = visual.pooler_output[scene, num_geometry:]
-            cameras = visual.pooler_output[scene, : views if has_cameras and num_geometry else 0]
-            tokens.append(torch.cat((cameras, latents)))
+        tokens = [
+            torch.cat((scene[: count - num_latents], scene[len(scene) - num_latents :]))  # padded views are the last
+            for scene, count in zip(visual, self._visual_counts(masks))
+        ]
         return SceneState(tokens, kept, weight_versions(self))
 
     def _rows(
@@ -429,6 +435,14 @@ def _dynamic_cache(prefixes: Sequence[Prefix], length: int, config: Any) -> Pref
         )
         cache.update(*padded, layer)
     return cache
+
+
+def _host_masks(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`view_mask` [S, V] and `geometry_mask` [S] on the host, whatever was given."""
+    num_scenes, num_views = inputs["pixel_values"].shape[:2]
+    views = inputs.get("view_mask", torch.ones(num_scenes, num_views, dtype=torch.bool))
+    known = inputs.get("geometry_mask", torch.zeros(num_scenes, dtype=torch.bool))
+    return {"view_mask": views.cpu(), "geometry_mask": known.cpu()}
 
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

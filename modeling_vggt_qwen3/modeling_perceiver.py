@@ -18,6 +18,8 @@ from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, PerceiverConfig, Vg
 
 LONGEST_WAVELENGTH_M = 32.0
 GEOMETRY_TOKEN_FEATURES = 9 + 3 + 9 + 16
+MAX_SCORES = 1 << 27
+"""Of attention that is written out: 0.5 GB in float32, reached by 64 views of 448 x 448."""
 
 
 @dataclass
@@ -147,6 +149,17 @@ class GeometryTokens(nn.Module):
         return self.fc2(F.gelu(self.fc1(features)).to(self.fc2.weight.dtype))
 
 
+def attend_few(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Attention written out: 128 queries leave a GPU idle where a fused kernel goes through all keys for each of them.
+
+    Query [S, heads, Q, size], key and value [S, heads, K, size], mask bool [S, 1, 1, K] -> [S, heads, Q, size].
+    """
+    scores = (query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)).float()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1).to(value.dtype) @ value
+
+
 class PerceiverAttention(nn.Module):
     """Multi-head attention from `queries` to `context`."""
 
@@ -162,7 +175,10 @@ class PerceiverAttention(nn.Module):
         query = self._split_heads(self.q_proj(queries))
         key, value = (self._split_heads(x) for x in self.kv_proj(context).chunk(2, dim=-1))
         attention_mask = None if mask is None else mask[:, None, None, :]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        num_scores = query.shape[:3].numel() * key.shape[2]
+        few = query.is_cuda and not torch.is_grad_enabled() and num_scores <= MAX_SCORES
+        attend = attend_few if few else F.scaled_dot_product_attention
+        attended = attend(query, key, value, attention_mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: torch.Tensor) -> torch.Tensor:

@@ -152,7 +152,7 @@ class VggtQwen3ImageProcessor(PilBackend):
                 )
         names = [_view_name(view, s, v) for s, scene in enumerate(scenes) for v, view in enumerate(scene)]
         views = [view for scene in scenes for view in scene]
-        with _Workers(sum(_is_encoded(view) for view in views)) as workers:
+        with _Workers(len(views)) as workers:
             opened = workers.map(_open_view, views, names)
             placements = self._place([_size_of(pixels) for pixels, _ in opened], [len(scene) for scene in scenes])
             rendered = workers.map(self._render, [pixels for pixels, _ in opened], placements)
@@ -326,10 +326,10 @@ def folder_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 class _Workers:
-    """Maps functions over views: in threads when several of them have to be decoded, else in line."""
+    """Maps functions over several views in threads: decoding and resizing leave Python to others."""
 
-    def __init__(self, num_encoded: int) -> None:
-        threads = min(num_encoded, MAX_THREADS, os.cpu_count() or 1)
+    def __init__(self, num_views: int) -> None:
+        threads = min(num_views, MAX_THREADS, os.cpu_count() or 1)
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def __enter__(self) -> "_Workers":

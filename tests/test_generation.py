@@ -5,16 +5,23 @@ from __future__ import annotations
 import copy
 import gc
 
+import numpy as np
 import pytest
 import torch
 from transformers import TextStreamer
 
 from modeling_vggt_qwen3.decoding_vggt_qwen3 import FixedCache, GraphPass, TextDecoder, bucket_length, bucket_rows
+from modeling_vggt_qwen3.modeling_perceiver import attend_few
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
+from processing.processing_vggt_qwen3 import VggtQwen3Processor
 from tests.fake import fake_batch, fake_scenes, fake_text, small_config, small_model, without_geometry
+from tests.hub import level_cameras
+from training.arguments import CONFIGS
+from training.assembly import build_model
 
 TEXT = ("input_ids", "attention_mask", "scene_index")
 NEW_TOKENS = 8
+WARM = 22
 HOW = {
     "greedy": {"do_sample": False},
     "samples": {"do_sample": True, "temperature": 1.5, "top_k": 20, "num_return_sequences": 2},
@@ -259,6 +266,32 @@ def test_sizes_rounded_up_change_no_token(model):
             assert answers(bucketed, **batch, **HOW[how], fast=True).tolist() == wanted.tolist()
 
 
+def test_fused_projections_follow_their_weights():
+    model = untied_model()
+    model._decoder = BucketedDecoder(model, compiled=False, graphs=True, fused=True)
+    batch = ragged_batch(model.config)
+    for factor in (1.0, 0.5):
+        with torch.no_grad():
+            model.model.language_model.layers[1].self_attn.k_proj.weight.mul_(factor)
+        wanted = answers(model, **batch, do_sample=False)
+        assert answers(model, **batch, do_sample=False, fast=True).tolist() == wanted.tolist()
+    assert model._decoder._projections[0].shape == (16 * (4 + 2 + 2), 48)
+    captured = model._decoder.num_captured
+    model.model.language_model.layers[0].self_attn.q_proj = torch.nn.Linear(48, 64, bias=True)
+    wanted = answers(model, **batch, do_sample=False)
+    assert answers(model, **batch, do_sample=False, fast=True).tolist() == wanted.tolist()
+    assert model._decoder._projections[0] is None
+    assert model._decoder.num_captured > captured  # nothing is replayed that reads weights of before
+
+
+def test_attention_written_out_is_attention():
+    rng = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 4, length, 8, generator=rng) for length in (5, 40, 40))
+    for mask in (None, torch.rand(2, 1, 1, 40, generator=rng) > 0.5):
+        wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask)
+        torch.testing.assert_close(attend_few(query, key, value, mask), wanted)
+
+
 def test_fifty_questions_about_one_to_sixteen_views_need_no_further_graph(model):
     bucketed = copy.copy(model)
     decoder = bucketed._decoder = BucketedDecoder(model, compiled=False, graphs=True)
@@ -289,18 +322,112 @@ def test_memory_does_not_grow(model, count):
     bucketed._decoder = BucketedDecoder(model, compiled=False, graphs=True)
     scene = model.encode_scene(**fake_scenes(model.config, 1, 3))
     before = None
-    for number in range(count + 10):
+    for number in range(WARM + count):
         text = fake_text(model.config, [7], [2 + number % 20], seed=number)
         text["input_ids"][0, 0] = 10 + number % 7  # another prefix
         bucketed.generate(**text, scene=scene, fast=True, max_new_tokens=1 + number % 3)
-        if number == 9:
+        if number == WARM:
             before = live_tensors()
     assert live_tensors() <= before
 
 
+@pytest.fixture(scope="module")
+def acting() -> tuple[VggtQwen3ForConditionalGeneration, VggtQwen3Processor]:
+    """A random model of the tiny tokenizer's vocabulary."""
+    torch.manual_seed(1)
+    config = small_config()
+    config.text_config.vocab_size, config.text_config.tie_word_embeddings = 1536, False
+    model, processor = build_model(config, str(CONFIGS / "tokenizer-tiny"), image_size=28)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    return model.eval(), processor
+
+
+def acting_batch(processor: VggtQwen3Processor, rows: int) -> dict[str, torch.Tensor]:
+    words = ["Place an anchor on the bed.", "Anchor the chair next to the door.", "Put an anchor on the wall."]
+    messages = [processor.conversation(word, num_views=2, task="actions") for word in words[:rows]]
+    texts = [processor.apply_chat_template(each, tokenize=False, add_generation_prompt=True) for each in messages]
+    views = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
+    return dict(processor(images=[list(views)], text=texts, **level_cameras(2)))
+
+
+def written_out(model: VggtQwen3ForConditionalGeneration, constraint: object, batch: dict, limit: int) -> list[int]:
+    """A constrained greedy answer of one row, by whole forward passes: forced runs, else the best token allowed."""
+    constraint.start(1)
+    taken: list[int] = []
+    while len(taken) < limit and not constraint.is_done(0):
+        (run,) = constraint.forced()
+        if not run:
+            ids = torch.cat((batch["input_ids"], torch.tensor([taken], dtype=torch.int64)), dim=1)
+            with torch.no_grad():
+                scores = model(**{**batch, "input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits[0, -1]
+            suppressed = model.generation_config.suppress_tokens
+            scores[suppressed] = -torch.inf
+            run = [int(scores.masked_fill(~constraint.mask(vocab_size=len(scores))[0], -torch.inf).argmax())]
+        constraint.accept([run])
+        taken += run
+    return taken[:limit]
+
+
+def test_actions_take_forced_tokens_in_one_pass_and_choose_the_rest(acting):
+    model, processor = acting
+    constraint = processor.action_constraint(labels=["bed", "chair", "wardrobe"])
+    batch = acting_batch(processor, 3)
+    num_passes = []
+    counting = copy.copy(model)
+    counting._decoder = BucketedDecoder(model, compiled=False, graphs=True)
+    run = counting._decoder.run
+    counting._decoder.run = lambda *inputs: num_passes.append(1) or run(*inputs)
+    for limit in (400, 30):
+        num_passes.clear()
+        tokens = counting.generate(**batch, constraint=constraint, fast=True, max_new_tokens=limit, do_sample=False)
+        found = tokens[:, batch["input_ids"].shape[1] :]
+        assert len(num_passes) < found.shape[1]
+        for row in range(3):
+            alone = {**batch, "input_ids": batch["input_ids"][row : row + 1][:, batch["attention_mask"][row].bool()]}
+            del alone["scene_index"]
+            wanted = written_out(model, constraint, alone, limit)
+            pad = model.generation_config.pad_token_id or processor.end_of_turn_id
+            assert found[row].tolist() == wanted + [pad] * (found.shape[1] - len(wanted))
+    tokens = counting.generate(**batch, constraint=constraint, fast=True, max_new_tokens=400)
+    texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    for decoded in processor.decode_actions(texts, batch["world_from_ref"], scene_index=batch["scene_index"]):
+        assert decoded["error"] is None
+
+
+def test_a_constraint_works_without_the_fast_loop_and_samples(acting):
+    model, processor = acting
+    constraint = processor.action_constraint(actions=["place_anchor"], labels=["bed"])
+    batch = acting_batch(processor, 2)
+    for options in ({}, {"fast": True}, {"fast": True, "do_sample": True, "temperature": 3.0, "top_k": 10}):
+        tokens = model.generate(**batch, constraint=constraint, max_new_tokens=200, **options)
+        texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert all(text.startswith('{"action":"place_anchor","label":"bed","center":[') for text in texts)
+        assert all(text.endswith("]}") for text in texts)
+    with pytest.raises(ValueError, match="RepetitionPenaltyLogitsProcessor, which look at the tokens so far"):
+        model.generate(**batch, constraint=constraint, fast=True, repetition_penalty=1.2)
+
+
+def test_the_processor_writes_questions_about_an_encoded_scene(acting):
+    model, processor = acting
+    batch = acting_batch(processor, 2)
+    scene = model.encode_scene(**batch)
+    messages = processor.conversation("Anchor the chair next to the door.", num_views=2, task="actions")
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    asked = processor(text=[text], scene=scene)
+    assert set(asked) == {"input_ids", "attention_mask", "scene_index"}
+    assert asked["input_ids"][0].tolist() == batch["input_ids"][1][batch["attention_mask"][1].bool()].tolist()
+    assert scene.world_from_ref.tolist() == batch["world_from_ref"].tolist()
+    wanted = answers(model, **batch, do_sample=False)[1, -NEW_TOKENS:]
+    assert answers(model, **asked, scene=scene, do_sample=False)[0, -NEW_TOKENS:].tolist() == wanted.tolist()
+    with pytest.raises(ValueError, match="an encoded scene stands for images and cameras"):
+        processor(text=[text], scene=scene, num_views=2)
+
+
 def test_buckets():
     assert [bucket_rows(n) for n in (1, 2, 3, 8, 9, 32)] == [1, 2, 4, 8, 16, 32]
-    assert [bucket_length(n) for n in (1, 512, 513, 1500)] == [512, 512, 1024, 2048]
+    assert [bucket_length(n) for n in (1, 256, 257, 385, 512, 513, 1500)] == [256, 256, 384, 512, 512, 768, 1536]
 
 
 def test_copies_of_a_model_decode_for_themselves(model):
