@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging as library_logging
@@ -42,6 +43,8 @@ from training.checkpoints import (
 )
 from training.data import SceneDataset
 from training.embedded import embedded_dataset
+from training.encoder import compile_parts, place_encoder, put_back
+from training.feature_cache import CachedSceneDataset, cache_identity
 from training.fitting import fit
 from training.freezing import log_trainable, set_trainable
 from training.guards import STOPPED_BY_SIGNAL, StopAfter
@@ -91,7 +94,11 @@ def run(argv: list[str], stop_after: int | None = None) -> SceneTrainer:
         dataset = data_args.dataset
         model_args, data_args, args = parse_arguments([*argv, *fit(model_args, data_args, args, train_dataset)])
         data_args.dataset = dataset
-    model, processor = _model(model_args)
+    model, processor = _model(model_args, args.device)
+    place_encoder(model, model_args, data_args, args)
+    if data_args.feature_cache:
+        train_dataset.refuse_stale(cache_identity(model, processor, data_args))
+    compile_parts(model, model_args.compile_parts, bool(args.deepspeed))
     trainable = sum(numel(p) for p in model.parameters() if p.requires_grad)
     logger.info("%s parameters train on %s samples", f"{trainable:,}", f"{len(train_dataset):,}")
 
@@ -118,6 +125,7 @@ def run(argv: list[str], stop_after: int | None = None) -> SceneTrainer:
     with writing("the trained model", args.output_dir):
         trainer.save_model()
         trainer.save_state()
+    put_back(model)
     logger.info("saved to %s", args.output_dir)
     return trainer
 
@@ -132,10 +140,11 @@ def _prepare_run_folder(run: str, checkpoint: Path | None) -> None:
 
 
 def _dataset(data_args: DataArguments, split: str, max_samples: int | None) -> SceneDataset:
-    return SceneDataset(data_args.dataset, split, data_args.num_views, data_args.tasks, max_samples)
+    options = (data_args.dataset, split, data_args.num_views, data_args.tasks, max_samples)
+    return CachedSceneDataset(data_args.feature_cache, *options) if data_args.feature_cache else SceneDataset(*options)
 
 
-def _model(args: ModelArguments) -> tuple[PreTrainedModel | PeftModel, VggtQwen3Processor]:
+def _model(args: ModelArguments, device: torch.device) -> tuple[PreTrainedModel | PeftModel, VggtQwen3Processor]:
     """Model and processor, its trainable set chosen, with adapters where they are asked for."""
     model, processor = load_model(
         args.model,
@@ -145,6 +154,8 @@ def _model(args: ModelArguments) -> tuple[PreTrainedModel | PeftModel, VggtQwen3
         args.image_size,
         args.dtype,
         args.text_model,
+        args.feature_pooling,
+        device,
     )
     set_trainable(model, args.trainable_parts, args.frozen_text_layers)
     if args.lora_rank:

@@ -81,6 +81,7 @@ class PerceiverConfig(PreTrainedConfig):
         num_latents: visual tokens that a scene costs the text model.
         num_hidden_layers: layers of cross-attention, self-attention and MLP.
         feature_layers: encoder layers whose projections are summed into the context; -1 is the patch embedding.
+        feature_pooling: side of the squares of patches whose features are averaged first; 1 = none.
         use_ray_embedding: add the Plücker coordinates of each patch's ray in the reference frame.
         use_point_embedding: add the back-projected point of each patch in the reference frame.
         num_point_frequencies: sine-cosine pairs a coordinate.
@@ -97,6 +98,7 @@ class PerceiverConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     feature_layers: list[int] | tuple[int, ...] = (PATCH_EMBEDDING_LAYER, 4, 11, 17, 23)
+    feature_pooling: int = 1
     use_ray_embedding: bool = True
     use_point_embedding: bool = True
     num_point_frequencies: int = 8
@@ -105,6 +107,8 @@ class PerceiverConfig(PreTrainedConfig):
         _check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
         if not self.feature_layers:
             raise ValueError("feature_layers is empty: the resampler would see nothing; name at least one layer")
+        if self.feature_pooling < 1:
+            raise ValueError(f"feature_pooling is {self.feature_pooling}; wanted 1 (none) or the side of a square")
         super().__post_init__(**kwargs)
 
 

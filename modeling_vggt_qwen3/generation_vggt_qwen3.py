@@ -32,11 +32,27 @@ GEOMETRY_KEYS = (
     "patch_points_mask",
 )
 SCENE_KEYS = ("view_mask", "patch_mask", *GEOMETRY_KEYS)
-PREFILL_KEYS = ("pixel_values", "world_from_ref", *SCENE_KEYS)
+PREFILL_KEYS = ("pixel_values", "vision_features", "image_size", "world_from_ref", *SCENE_KEYS)
 TEXT_KEYS = ("input_ids", "attention_mask", "scene_index")
 PREFIXES_PER_SCENE = 4
-FAST_REFUSES = ("position_ids", "inputs_embeds", "past_key_values", "segment_ids", "assistant_model", "synced_gpus")
-SCENE_REFUSES = ("position_ids", "inputs_embeds", "past_key_values", "segment_ids", "max_length", "min_length")
+FAST_REFUSES = (
+    "position_ids",
+    "inputs_embeds",
+    "past_key_values",
+    "segment_ids",
+    "assistant_model",
+    "synced_gpus",
+    "vision_features",
+)
+SCENE_REFUSES = (
+    "position_ids",
+    "inputs_embeds",
+    "past_key_values",
+    "segment_ids",
+    "max_length",
+    "min_length",
+    "vision_features",
+)
 
 
 @dataclass
@@ -146,7 +162,7 @@ class SceneGenerationMixin(GenerationMixin):
         Raises:
             ValueError: as `generate` does; an unknown tensor.
         """
-        unknown = sorted(set(scene) - set(PREFILL_KEYS))
+        unknown = sorted(set(scene) - {"world_from_ref", *SCENE_KEYS})
         if unknown:
             raise ValueError(f"encode_scene knows the scene tensors of the batch table, not {', '.join(unknown)}")
         inputs = {key: value for key, value in {"pixel_values": pixel_values, **scene}.items() if value is not None}
@@ -372,9 +388,10 @@ class SceneGenerationMixin(GenerationMixin):
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Beams and samples repeat the rows of text and the prefixes of rows, never the scenes they look at."""
         scene = {key: model_kwargs.pop(key) for key in PREFILL_KEYS if key in model_kwargs}
-        if scene.get("pixel_values") is not None and model_kwargs.get("scene_index") is None:
+        images = next(iter((scene.get("vision_features") or {}).values()), scene.get("pixel_values"))
+        if images is not None and model_kwargs.get("scene_index") is None:
             model_kwargs["scene_index"] = self.model._check_scene_index(
-                None, len(input_ids), len(scene["pixel_values"]), input_ids.device
+                None, len(input_ids), len(images), input_ids.device
             )
         if isinstance(model_kwargs.get("past_key_values"), PrefixCache):
             model_kwargs["past_key_values"].batch_repeat_interleave(expand_size)

@@ -59,6 +59,31 @@ class SceneGeometry:
         moved = {key: value.to(device, non_blocking=non_blocking) for key, value in tensors.items()}
         return replace(self, **moved)
 
+    def pooled(self, rows: int, columns: int, side: int) -> SceneGeometry:
+        """The same for patches that were averaged by `pool_patches`: a point is the mean of those known."""
+        if side == 1:
+            return self
+        known = self.patch_points_mask.unsqueeze(-1)
+        share = pool_patches(known.float(), rows, columns, side)
+        points = pool_patches(torch.where(known, self.patch_points, 0.0), rows, columns, side)
+        mask = share.squeeze(-1) > 0
+        return replace(self, patch_points=points / share.clamp_min(1 / side**2), patch_points_mask=mask)
+
+
+def pool_patches(x: torch.Tensor, rows: int, columns: int, side: int) -> torch.Tensor:
+    """Mean over squares of side x side patches: [..., rows * columns, dim] -> [..., rows * columns / side², dim].
+
+    Raises:
+        ValueError: where the squares do not fill the grid.
+    """
+    if rows % side or columns % side:
+        raise ValueError(
+            f"{rows} x {columns} patches cannot be pooled {side} x {side}: choose an image size whose patches fill "
+            "such squares, or feature_pooling = 1"
+        )
+    squares = x.unflatten(-2, (rows // side, side, columns // side, side))  # [..., rows', side, columns', side, dim]
+    return squares.mean(dim=(-4, -2)).flatten(-3, -2)
+
 
 def patch_rays(geometry: SceneGeometry, patch_size: int) -> torch.Tensor:
     """Plücker coordinates of the ray through the centre of each patch.
@@ -217,7 +242,7 @@ class PerceiverResampler(nn.Module):
     def __init__(self, config: PerceiverConfig, vision_config: VggtConfig, output_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.patch_size = vision_config.patch_size
+        self.patch_size = vision_config.patch_size * config.feature_pooling
         dim = config.hidden_size
         widths = {
             layer: vision_config.hidden_size * (1 if layer == PATCH_EMBEDDING_LAYER else 2)
@@ -241,8 +266,8 @@ class PerceiverResampler(nn.Module):
         """Resamples the patches of S scenes.
 
         Args:
-            features: encoder layer -> patch tokens [S, V, P, channels].
-            geometry: cameras and depth, or None where no scene has cameras.
+            features: encoder layer -> patch tokens [S, V, P, channels], pooled as the configuration says.
+            geometry: cameras and depth, pooled alike, or None where no scene has cameras.
             patch_mask: bool [S, V, P], False where a patch is padding; None = all take part.
 
         Returns:
@@ -273,4 +298,4 @@ class PerceiverResampler(nn.Module):
         return context
 
 
-__all__ = ["GeometryTokens", "PerceiverResampler", "SceneGeometry", "patch_rays"]
+__all__ = ["GeometryTokens", "PerceiverResampler", "SceneGeometry", "patch_rays", "pool_patches"]

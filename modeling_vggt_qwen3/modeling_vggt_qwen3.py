@@ -5,6 +5,7 @@ Every argument of `forward` is a key of the batch table in the processor's modul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtQwen3Config
 from .generation_vggt_qwen3 import GEOMETRY_KEYS, SCENE_KEYS, SceneGenerationMixin, count_mismatch
 from .loading_vggt_qwen3 import StrictLoadingMixin
-from .modeling_perceiver import GeometryTokens, PerceiverResampler, PointEmbedding, SceneGeometry
+from .modeling_perceiver import GeometryTokens, PerceiverResampler, PointEmbedding, SceneGeometry, pool_patches
 from .modeling_vggt import VggtModel
 
 IGNORE_INDEX = -100
@@ -100,28 +101,45 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
 
     def get_image_features(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         view_mask: torch.Tensor | None = None,
         patch_mask: torch.Tensor | None = None,
+        vision_features: dict[int, torch.Tensor] | None = None,
+        image_size: Sequence[int] | None = None,
         **geometry: torch.Tensor | None,
     ) -> VisualTokens:
         """Encodes S scenes into visual tokens.
 
         Args:
             pixel_values: uint8, or float in [0, 1], [S, V, 3, H, W].
+            vision_features: in place of pixel_values, what `encode_views` made of them: layer -> [S, V, P, channels].
+            image_size: (height, width) in pixels of the views behind vision_features.
             view_mask: bool [S, V], False for padded views; None = all valid.
             patch_mask: bool [S, V, P], False for padded patches; None = all valid.
             **geometry: the tensors of `SceneGeometry`, all or none.
 
         Raises:
-            ValueError: for part of the geometry, or geometry that is not float32.
+            ValueError: for part of the geometry, geometry that is not float32, both or neither of pixel_values and
+                vision_features, or features of other layers or sizes than the resampler's.
         """
+        if (pixel_values is None) == (vision_features is None):
+            raise ValueError("give exactly one of pixel_values and vision_features")
         if view_mask is not None and bool(view_mask.all()):
             view_mask = None  # the fast path: no mask in the encoder; one that lies on the CPU is read without waiting
-        if view_mask is not None:
-            view_mask = view_mask.to(pixel_values.device)
-        features = self.encode_views(pixel_values, view_mask)
-        scene_geometry = _collect_geometry(geometry, pixel_values.shape[-2:])
+        side, patch_size = self.config.perceiver_config.feature_pooling, self.config.vision_config.patch_size
+        if vision_features is None:
+            if view_mask is not None:
+                view_mask = view_mask.to(pixel_values.device)
+            image_size = pixel_values.shape[-2:]
+            features = self.encode_views(pixel_values, view_mask)
+        else:
+            features = self.check_features(vision_features, image_size)
+        rows, columns = (int(pixels) // patch_size for pixels in image_size)
+        scene_geometry = _collect_geometry(geometry, image_size)
+        if scene_geometry is not None:
+            scene_geometry = scene_geometry.pooled(rows, columns, side)
+        if patch_mask is not None and side > 1:
+            patch_mask = pool_patches(patch_mask.unsqueeze(-1).float(), rows, columns, side).squeeze(-1) > 0
         num_patches = next(iter(features.values())).shape[2]
         latents = self.resampler(features, scene_geometry, _merge_masks(view_mask, patch_mask, num_patches))
         mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
@@ -139,20 +157,51 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         )
 
     def encode_views(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None) -> dict[int, torch.Tensor]:
-        """Patch tokens [S, V, P, channels] of the encoder layers that the resampler reads.
+        """Patch tokens [S, V, P, channels] of the encoder layers that the resampler reads, pooled as it wants them.
 
         A frozen encoder keeps no graph.
         """
+        patch_size, side = self.config.vision_config.patch_size, self.config.perceiver_config.feature_pooling
         needs_graph = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision_model.parameters())
         with torch.set_grad_enabled(needs_graph):
             outputs = self.vision_model(
                 pixel_values, view_mask=view_mask, feature_layers=self.config.perceiver_config.feature_layers
             )
         start = outputs.patch_start_idx
-        return {
+        features = {
             layer: maps if layer == PATCH_EMBEDDING_LAYER else maps[:, :, start:]
             for layer, maps in outputs.feature_maps.items()
         }
+        if side == 1:
+            return features
+        rows, columns = (pixels // patch_size for pixels in pixel_values.shape[-2:])
+        return {layer: pool_patches(maps, rows, columns, side) for layer, maps in features.items()}
+
+    def check_features(
+        self, features: dict[int, torch.Tensor], image_size: Sequence[int] | None
+    ) -> dict[int, torch.Tensor]:
+        """Cached features, once they are what `encode_views` would make of views of that size.
+
+        Raises:
+            ValueError: naming the layers or the shapes found and wanted.
+        """
+        if image_size is None:
+            raise ValueError("vision_features need image_size, (height, width) in pixels of the views behind them")
+        perceiver, vision = self.config.perceiver_config, self.config.vision_config
+        if set(features) != set(perceiver.feature_layers):
+            raise ValueError(
+                f"vision_features hold the layers {sorted(features)}; the resampler reads {perceiver.feature_layers}"
+            )
+        side = vision.patch_size * perceiver.feature_pooling
+        num_patches = (int(image_size[0]) // side) * (int(image_size[1]) // side)
+        for layer, maps in features.items():
+            wanted = (num_patches, vision.hidden_size * (1 if layer == PATCH_EMBEDDING_LAYER else 2))
+            if maps.shape[2:] != wanted:
+                raise ValueError(
+                    f"vision_features of layer {layer} have shape {tuple(maps.shape)}; views of {tuple(image_size)} "
+                    f"pixels pooled by {perceiver.feature_pooling} make [scenes, views, {wanted[0]}, {wanted[1]}]"
+                )
+        return features
 
     def embed(
         self, input_ids: torch.Tensor, visual: VisualTokens | None, scene_index: torch.Tensor | None
@@ -196,6 +245,8 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        vision_features: dict[int, torch.Tensor] | None = None,
+        image_size: Sequence[int] | None = None,
         scene_index: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -206,13 +257,19 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
-            visual = None if pixel_values is None else self.get_image_features(pixel_values, **scene)
+            visual = None
+            if pixel_values is not None or vision_features is not None:
+                visual = self.get_image_features(
+                    pixel_values, vision_features=vision_features, image_size=image_size, **scene
+                )
             continues = visual is None and past_key_values is not None and past_key_values.get_seq_length() > 0
             inputs_embeds = (
                 self.get_input_embeddings()(input_ids) if continues else self.embed(input_ids, visual, scene_index)
             )
         if segment_ids is not None:
             attention_mask = self.segment_mask(segment_ids, inputs_embeds.dtype)
+        if self.training and use_cache is None:
+            use_cache = False  # the library's default would keep keys and values that nobody asks for
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -275,7 +332,12 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> VisualTokens:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the text model: the encoder may differ, kept more precise in float16, or less once it is frozen."""
+        return self.get_input_embeddings().weight.dtype
+
+    def get_image_features(self, pixel_values: torch.Tensor | None = None, **kwargs: Any) -> VisualTokens:
         """See `VggtQwen3Model.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
@@ -287,6 +349,8 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        vision_features: dict[int, torch.Tensor] | None = None,
+        image_size: Sequence[int] | None = None,
         view_mask: torch.Tensor | None = None,
         patch_mask: torch.Tensor | None = None,
         scene_index: torch.Tensor | None = None,
@@ -325,6 +389,8 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
+            vision_features=vision_features,
+            image_size=image_size,
             scene_index=scene_index,
             segment_ids=segment_ids,
             view_mask=view_mask,
@@ -395,7 +461,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
         super().save_pretrained(save_directory, **kwargs)
 
 
-def _collect_geometry(tensors: dict[str, torch.Tensor | None], image_size: tuple[int, int]) -> SceneGeometry | None:
+def _collect_geometry(tensors: dict[str, torch.Tensor | None], image_size: Sequence[int]) -> SceneGeometry | None:
     given = {key: value for key, value in tensors.items() if value is not None}
     if not given:
         return None

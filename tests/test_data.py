@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from datasets_scripts.schema import NotADatasetError
+from training.arguments import CONFIGS
+from training.assembly import load_model
+from training.collator import SceneCollator, drop_views
 from training.data import SceneBatchSampler, SceneDataset, draw_views
 
 
@@ -114,3 +119,29 @@ def test_wrong_folders_are_refused(rooms, tmp_path):
     (tmp_path / "copy" / "manifest.json").unlink()
     with pytest.raises(NotADatasetError):
         SceneDataset([tmp_path / "copy"], "train", 3)
+
+
+def test_a_view_that_is_left_out_takes_its_geometry_token_along(rooms, small_json):
+    model, processor = load_model(small_json, str(CONFIGS / "tokenizer-tiny"))
+    dataset = SceneDataset([rooms], "train", num_views=6)
+    draws = flatten(sampler(dataset))[:8]
+    collator = SceneCollator(processor, model.config.task_names, view_dropout=0.5)
+    batch = collator([dataset[draw] for draw in draws])
+    again = collator([dataset[draw] for draw in draws])
+    assert all(torch.equal(batch[key], again[key]) for key in batch if key != "world_from_ref"), "the draw decides"
+    kept = batch["view_mask"].sum(1)
+    assert kept.min() >= 1 and kept.max() <= 6 and len(set(kept.tolist())) > 1
+    tokens = (batch["input_ids"] == model.config.image_token_id).sum(1)
+    assert torch.equal(tokens, kept[batch["scene_index"]] + processor.num_latents)
+    assert model(**batch).loss.isfinite(), "model and processor count alike"
+    for draw, views in zip(draws, kept.tolist()):
+        example = dataset[draw]
+        dropped = drop_views(example, 0.5)
+        assert len(dropped.frame_ids) == views and dropped.frame_ids[0] == example.frame_ids[0], "view 0 stays"
+        assert np.array_equal(
+            dropped.world_from_cam, example.world_from_cam[[example.frame_ids.index(f) for f in dropped.frame_ids]]
+        )
+    fixed = dataset[replace(draws[0], seed=None)]
+    assert drop_views(fixed, 0.5) is fixed, "evaluation loses none"
+    with pytest.raises(ValueError, match=r"view_dropout is 1\.5; a chance lies between 0 and 1"):
+        SceneCollator(processor, model.config.task_names, view_dropout=1.5)

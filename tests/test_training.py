@@ -192,6 +192,10 @@ def test_two_processes_train_save_and_resume(how, small_json, rooms, tmp_path):
     reference = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses(tmp_path) == pytest.approx(reference, rel=2e-3), "two ranks of 4 take the steps of one of 8"
     trained = load_file(tmp_path / "model.safetensors")
+    states = list(tmp_path.glob("checkpoint-*/global_step*/*model_states.pt"))
+    assert bool(states) == (how == "zero3")
+    assert not any(b"vision_model" in path.read_bytes() for path in states), "the frozen encoder is whole on every rank"
+    assert any("vision_model" in name for name in trained), "and in the checkpoint all the same"
     for name, tensor in trainer.model.state_dict().items():
         if name in trained:
             torch.testing.assert_close(trained[name], tensor, atol=2e-3, rtol=2e-2, msg=name)

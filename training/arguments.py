@@ -62,6 +62,13 @@ class ModelArguments:
         metadata={"help": "Of the weights that learn. With --bf16 or DeepSpeed the arithmetic is bf16 all the same."},
     )
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2 or eager."})
+    compile_parts: list[str] = field(
+        default_factory=list, metadata={"help": "Parts to compile, for speed: vision (the encoder's blocks), text."}
+    )
+    feature_pooling: int | None = field(
+        default=None,
+        metadata={"help": "Side of the squares of patches whose features are averaged. Default: the model's own."},
+    )
     trainable_parts: list[str] = field(
         default_factory=lambda: ["resampler", "geometry_tokens", "text"],
         metadata={"help": "Parts that learn: vision, resampler, geometry_tokens, text. The others are frozen."},
@@ -133,6 +140,12 @@ class DataArguments:
     eval_max_new_tokens: int = field(default=160, metadata={"help": "Longest answer generated in evaluation."})
     geometry_dropout: float = field(default=0.3, metadata={"help": "Chance that a scene hides cameras and depth."})
     depth_dropout: float = field(default=0.3, metadata={"help": "Chance that a scene hides its depth."})
+    view_dropout: float = field(default=0.0, metadata={"help": "Chance that a view is left out; view 0 always stays."})
+    feature_cache: str | None = field(
+        default=None, metadata={"help": "Folder of `python -m training.features`: its features replace the images."}
+    )
+    view_sets: int = field(default=4, metadata={"help": "Sets of views that the feature cache holds of each scene."})
+    feature_dtype: str = field(default="bfloat16", metadata={"help": "Of the feature cache: bfloat16 or int8."})
 
     def __post_init__(self) -> None:
         self.task_mix = _number_table("task_mix", self.task_mix)

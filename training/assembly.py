@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -16,6 +17,7 @@ from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
 from .adapters import base_of, is_adapter, merge
 from .checkpoints import CheckpointError, cut_off_weights
+from .encoder import cast_parameters
 
 # AutoTokenizer reads config.json, too: known here, it needs no look at the checkpoint's own code, nor asks for leave.
 AutoConfig.register("vggt_qwen3", VggtQwen3Config, exist_ok=True)
@@ -36,6 +38,8 @@ def load_model(
     image_size: int | None = None,
     dtype: str = "auto",
     text_model: str | None = None,
+    feature_pooling: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[VggtQwen3ForConditionalGeneration, VggtQwen3Processor]:
     """Loads a checkpoint folder or Hub id; or builds the model that a configuration JSON describes.
 
@@ -46,8 +50,10 @@ def load_model(
         tokenizer: folder or Hub id of the tokenizer, read only with a configuration JSON.
         task_weights: replaces the tasks of the configuration and the weights of their losses.
         image_size: side in pixels that views are resized to; None = as in the checkpoint, or the encoder's native one.
-        dtype: of a checkpoint's weights once loaded, such as "float32"; "auto" = as they are stored.
         text_model: replaces the text model's sizes of a configuration JSON by those of a Qwen3, such as "Qwen3-1.7B".
+        dtype: of the weights, such as "float32"; "auto" = as they are stored, random ones float32.
+        feature_pooling: replaces that of the resampler's configuration.
+        device: where random weights are made, which decides them beside the seed.
 
     Raises:
         FileNotFoundError: for a configuration JSON that is not there.
@@ -56,16 +62,23 @@ def load_model(
     """
     if source.endswith(".json"):
         config = _read_overridden(source, task_weights, text_model)
-        return build_model(config, tokenizer, attn_implementation, image_size)
+        _set_pooling(config, feature_pooling)
+        with torch.device(device):
+            model, processor = build_model(config, tokenizer, attn_implementation, image_size)
+        if dtype != "auto":
+            cast_parameters(model, getattr(torch, dtype))
+        return model, processor
     if text_model is not None:
         raise ValueError(
             f"text_model is {text_model}, but the checkpoint {source} brings its own: give a configuration JSON, or "
             "assemble another checkpoint with `python -m hub_upload.assemble_checkpoint --qwen3 ...`"
         )
     if is_adapter(source):
-        model, _ = load_model(base_of(source), tokenizer, attn_implementation, task_weights, image_size, dtype)
+        base = base_of(source)
+        options = {"dtype": dtype, "feature_pooling": feature_pooling}
+        model, _ = load_model(base, tokenizer, attn_implementation, task_weights, image_size, **options)
         return merge(model, source), describe_model(source, tokenizer, None, image_size)[1]
-    config, processor = describe_model(source, tokenizer, task_weights, image_size)
+    config, processor = describe_model(source, tokenizer, task_weights, image_size, feature_pooling=feature_pooling)
     try:
         model = VggtQwen3ForConditionalGeneration.from_pretrained(
             source, config=config, attn_implementation=attn_implementation, dtype=dtype
@@ -81,6 +94,7 @@ def describe_model(
     task_weights: dict[str, float] | None = None,
     image_size: int | None = None,
     text_model: str | None = None,
+    feature_pooling: int | None = None,
 ) -> tuple[VggtQwen3Config, VggtQwen3Processor]:
     """Configuration and processor of what `load_model` would load, without its weights."""
     if not source.endswith(".json"):
@@ -88,8 +102,10 @@ def describe_model(
         overrides = {} if task_weights is None else {"task_weights": task_weights}
         options = {} if image_size is None else {"size": image_size}
         config = VggtQwen3Config.from_pretrained(base, **overrides)
+        _set_pooling(config, feature_pooling)
         return config, VggtQwen3Processor.from_pretrained(source, **options)
     config = _read_overridden(source, task_weights, text_model)
+    _set_pooling(config, feature_pooling)
     return config, _fitted_processor(config, tokenizer, image_size)
 
 
@@ -110,6 +126,12 @@ def qwen3_sizes(name: str) -> dict[str, Any]:
     if name not in sizes:
         raise ValueError(f"text_model is {name}; the sizes known are those of {', '.join(sizes)}")
     return sizes[name]
+
+
+def _set_pooling(config: VggtQwen3Config, feature_pooling: int | None) -> None:
+    if feature_pooling is not None:
+        fields = {**config.perceiver_config.to_dict(), "feature_pooling": feature_pooling}
+        config.perceiver_config = type(config.perceiver_config)(**fields)
 
 
 def read_config(path: str, **overrides: Any) -> VggtQwen3Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from processing.geometry_vggt_qwen3 import ref_from_world
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
 from .data import SceneExample
+from .feature_cache import DEPTH_KEYS, stack_views
 from .packing import pack_batch
 
 VISION_END = "<|vision_end|>"
@@ -28,6 +30,7 @@ class SceneCollator:
         with_answers: append the answers and make labels (training); False = prompts alone, padded left (generation).
         geometry_dropout: chance that a drawn scene hides its cameras and depth.
         depth_dropout: chance that it hides its depth alone.
+        view_dropout: chance that a view is left out, with its geometry token; view 0 stays, as does a cached set.
         blind: leave the images out: the control that shows what the questions give away.
         pack: join the questions about a scene into one row (see packing.py).
     """
@@ -40,10 +43,12 @@ class SceneCollator:
         with_answers: bool = True,
         geometry_dropout: float = 0.0,
         depth_dropout: float = 0.0,
+        view_dropout: float = 0.0,
         blind: bool = False,
         pack: bool = False,
     ) -> None:
-        for name, value in (("geometry_dropout", geometry_dropout), ("depth_dropout", depth_dropout)):
+        chances = {"geometry_dropout": geometry_dropout, "depth_dropout": depth_dropout, "view_dropout": view_dropout}
+        for name, value in chances.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; a chance lies between 0 and 1")
         if pack and (blind or not with_answers):
@@ -51,21 +56,26 @@ class SceneCollator:
         self.processor, self.with_answers, self.blind, self.pack = processor, with_answers, blind, pack
         self.task_ids = {name: index for index, name in enumerate(task_names)}
         self.geometry_dropout, self.depth_dropout = geometry_dropout, depth_dropout
+        self.view_dropout = view_dropout
 
-    def __call__(self, examples: Sequence[SceneExample]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[SceneExample]) -> dict[str, Any]:
+        examples = [drop_views(example, self.view_dropout) for example in examples]
         samples = [sample for example in examples for sample in example.samples]
         scene_index = [index for index, example in enumerate(examples) for _ in example.samples]
         answers = [self.answer(sample, example) for example in examples for sample in example.samples]
         prompts = [
-            self.prompt(sample, 0 if self.blind else len(example.images))
+            self.prompt(sample, 0 if self.blind else len(example.frame_ids))
             for example in examples
             for sample in example.samples
         ]
+        keeps = [self._drawn_inputs(example) for example in examples]
         batch = self.processor(
             text=prompts,
             answers=answers if self.with_answers else None,
-            **({} if self.blind else {**self._scene_inputs(examples), "scene_index": scene_index}),
+            **({} if self.blind else {**_scene_inputs(examples, keeps), "scene_index": scene_index}),
         )
+        if not self.blind and examples[0].views is not None:
+            batch.update(_cached_inputs(examples, keeps, batch))
         if self.with_answers:
             ids = torch.tensor([self._task_id(sample) for sample in samples])
             batch["task_ids"] = ids.unsqueeze(1).expand_as(batch["input_ids"]).contiguous()
@@ -109,21 +119,59 @@ class SceneCollator:
             raise ValueError(f"the model knows the tasks {sorted(self.task_ids)}, not {sample['task']}")
         return self.task_ids[sample["task"]]
 
-    def _scene_inputs(self, examples: Sequence[SceneExample]) -> dict[str, Any]:
-        keeps = [self._drawn_inputs(example) for example in examples]
-        return {
-            "images": [example.images for example in examples],
-            "intrinsics": [e.intrinsics if cameras else None for e, (cameras, _) in zip(examples, keeps)],
-            "world_from_cam": [e.world_from_cam if cameras else None for e, (cameras, _) in zip(examples, keeps)],
-            "depth": [e.depth if cameras and depth else None for e, (cameras, depth) in zip(examples, keeps)],
-        }
-
     def _drawn_inputs(self, example: SceneExample) -> tuple[bool, bool]:
         """Whether this draw shows its cameras, and its depth."""
         if example.draw.seed is None:
             return self.geometry_dropout < 1, self.depth_dropout < 1
         cameras, depth = _rng(example, "dropout").random(2)
         return bool(cameras >= self.geometry_dropout), bool(depth >= self.depth_dropout)
+
+
+def drop_views(example: SceneExample, chance: float) -> SceneExample:
+    """The example with each view but the first left out by that chance; evaluation and cached views lose none."""
+    if not chance or example.draw.seed is None or example.views is not None:
+        return example
+    lots = _rng(example, "views").random(len(example.frame_ids))
+    kept = [view for view, lot in enumerate(lots) if view == 0 or lot >= chance]
+    return replace(
+        example,
+        frame_ids=[example.frame_ids[view] for view in kept],
+        images=[example.images[view] for view in kept],
+        intrinsics=None if example.intrinsics is None else example.intrinsics[kept],
+        world_from_cam=None if example.world_from_cam is None else example.world_from_cam[kept],
+        depth=None if example.depth is None else [example.depth[view] for view in kept],
+    )
+
+
+def _scene_inputs(examples: Sequence[SceneExample], keeps: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
+    """What the processor takes of the scenes, where `keeps` says so with cameras, and with depth."""
+    if examples[0].views is None:
+        images = {"images": [example.images for example in examples]}
+    else:
+        images = {"num_views": [len(example.frame_ids) for example in examples]}
+    return {
+        **images,
+        "intrinsics": [e.intrinsics if cameras else None for e, (cameras, _) in zip(examples, keeps)],
+        "world_from_cam": [e.world_from_cam if cameras else None for e, (cameras, _) in zip(examples, keeps)],
+        "depth": [e.depth if cameras and depth else None for e, (cameras, depth) in zip(examples, keeps)],
+    }
+
+
+def _cached_inputs(
+    examples: Sequence[SceneExample], keeps: Sequence[tuple[bool, bool]], batch: dict[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Features, and what depth and padding say of the same views, where `keeps` shows the scene's depth."""
+    cached = stack_views([example.views for example in examples])
+    for key in DEPTH_KEYS:
+        tensor = batch[key].clone()
+        for row, example, (cameras, depth) in zip(tensor, examples, keeps):
+            if cameras and depth and example.world_from_cam is not None:
+                row[: len(example.frame_ids)] = example.views.arrays[key]
+        cached[key] = tensor
+    if "patch_mask" in examples[0].views.arrays:
+        masks = [example.views.arrays["patch_mask"] for example in examples]
+        cached["patch_mask"] = torch.nn.utils.rnn.pad_sequence(masks, batch_first=True)
+    return cached
 
 
 def _rng(example: SceneExample, purpose: str) -> np.random.Generator:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset, load_from_disk
@@ -17,6 +17,9 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from datasets_scripts.schema import read_manifest
+
+if TYPE_CHECKING:
+    from .feature_cache import CachedViews
 
 MILLIMETRES = 1000.0
 ANSWERED_PER_SCENE = 8
@@ -46,7 +49,7 @@ class SceneExample:
 
     `intrinsics` [V, 3, 3] pixels of the stored image, `world_from_cam` [V, 4, 4] metres, `depth` V arrays [H, W] in
     metres with 0 = invalid: each None where unknown, and the cameras also where the scene's frame is not metric or
-    not gravity-aligned.
+    not gravity-aligned. `views` holds cached features in place of images and depth.
     """
 
     scene_id: str
@@ -58,6 +61,7 @@ class SceneExample:
     depth: list[np.ndarray] | None
     samples: list[dict[str, Any]]
     draw: Draw
+    views: CachedViews | None = None
 
 
 class SceneDataset(TorchDataset):
@@ -151,9 +155,9 @@ class SceneDataset(TorchDataset):
     def _read(self, draw: Draw, scene: dict[str, Any], views: list[int]) -> SceneExample:
         frame_ids = [scene["frame_ids"][v] for v in views]
         where = f"{self.roots[self.scenes[draw.scene][0]]}, scene {scene['scene_id']}"
-        cameras_known = scene["world_from_cam"] is not None and scene["is_metric"] and scene["is_gravity_aligned"]
+        known = cameras_known(scene)
         depth = None
-        if cameras_known and scene["depth"] is not None:
+        if known and scene["depth"] is not None:
             depth = [
                 _decode_depth(scene["depth"][v], f"{where}, depth of frame {scene['frame_ids'][v]}") for v in views
             ]
@@ -162,8 +166,8 @@ class SceneDataset(TorchDataset):
             source=scene["source"],
             frame_ids=frame_ids,
             images=[_decode_image(scene["images"][v], f"{where}, frame {scene['frame_ids'][v]}") for v in views],
-            intrinsics=np.asarray(scene["intrinsics"], np.float64)[views] if cameras_known else None,
-            world_from_cam=np.asarray(scene["world_from_cam"], np.float64)[views] if cameras_known else None,
+            intrinsics=np.asarray(scene["intrinsics"], np.float64)[views] if known else None,
+            world_from_cam=np.asarray(scene["world_from_cam"], np.float64)[views] if known else None,
             depth=depth,
             samples=[self.sample(index) for index in draw.samples],
             draw=draw,
@@ -189,6 +193,11 @@ class SceneDataset(TorchDataset):
         """One row of the sample table."""
         table, row, *_ = self.samples[index]
         return self.sample_tables[table][row]
+
+
+def cameras_known(scene: dict[str, Any]) -> bool:
+    """Whether a row of the scene table has cameras that metres can be stated by."""
+    return bool(scene["world_from_cam"] is not None and scene["is_metric"] and scene["is_gravity_aligned"])
 
 
 def draw_views(frame_ids: Sequence[str], num_views: int, anchor: str | None, seed: Sequence[int] | None) -> list[int]:

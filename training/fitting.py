@@ -10,12 +10,12 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 
@@ -24,6 +24,7 @@ from .arguments import DataArguments, ModelArguments, SceneTrainingArguments
 from .assembly import describe_model
 from .collator import SceneCollator
 from .data import SceneBatchSampler, SceneDataset
+from .feature_cache import restore_features
 from .freezing import set_trainable
 from .memory import Memory, in_words, probe, state_bytes
 
@@ -147,6 +148,7 @@ class Trial:
             model_args.task_weights,
             model_args.image_size,
             model_args.text_model,
+            model_args.feature_pooling,
         )
         config._attn_implementation = model_args.attn_implementation
         zero_stage, half = args.step_conditions()["zero_stage"], bool(args.bf16 or args.fp16)
@@ -165,7 +167,7 @@ class Trial:
     def activation_bytes(self, samples_per_scene: int, num_scenes: int) -> float:
         """What a batch needs beside weights and gradients; infinite where it does not fit beside this model."""
         batch = self._batch(samples_per_scene, num_scenes)
-        self.batch_bytes = sum(tensor.nbytes for tensor in batch.values())
+        self.batch_bytes = sum(tensor.nbytes for tensor in _tensors(batch))
         if not self.on_gpu:
             return _saved_bytes(lambda: self.model(**batch).loss)
         try:
@@ -189,19 +191,29 @@ class Trial:
         if self.on_gpu:
             torch.cuda.empty_cache()
 
-    def _batch(self, samples_per_scene: int, num_scenes: int) -> dict[str, torch.Tensor]:
+    def _batch(self, samples_per_scene: int, num_scenes: int) -> dict[str, Any]:
         """The largest of some real batches."""
         sampler = SceneBatchSampler(
             self.dataset, samples_per_scene * num_scenes, samples_per_scene, self.args.seed, self.data_args.task_mix
         )
         draws = max((draws for draws, _ in zip(sampler, range(16))), key=lambda b: sum(len(d.samples) for d in b))
         collator = SceneCollator(self.processor, self.task_names, pack=self.data_args.pack_questions)
-        return {key: value.to(self.args.device) for key, value in collator([self.dataset[d] for d in draws]).items()}
+        batch = collator([self.dataset[d] for d in draws])
+        return restore_features(send_to_device(batch, self.args.device))
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if not (self.args.bf16 or self.args.fp16):
             return contextlib.nullcontext()
         return torch.autocast(self.args.device.type, torch.bfloat16 if self.args.bf16 else torch.float16)
+
+
+def _tensors(batch: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """Of a batch, those of cached features too."""
+    for value in batch.values():
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, torch.Tensor):
+            yield value
 
 
 def _saved_bytes(forward: Callable[[], Any]) -> float:

@@ -11,6 +11,8 @@ import torch
 PADDING_SEGMENT = -1
 IGNORE_INDEX = -100
 ROW_KEYS = ("input_ids", "labels", "task_ids", "token_weights")
+LENGTH_MULTIPLE = 32
+"""Rows are padded to such lengths: few shapes to plan and compile for, masks that attention takes without a copy."""
 FILL = {"labels": IGNORE_INDEX, "segment_ids": PADDING_SEGMENT}
 
 
@@ -38,10 +40,12 @@ def pack_batch(batch: dict[str, torch.Tensor], prefix_end_id: int, pad_token_id:
         groups.setdefault(key, []).append((row, prefix, length))
     packed = [_pack_row(batch, members) for members in groups.values()]
     out = {key: value for key, value in batch.items() if key not in (*ROW_KEYS, "attention_mask", "scene_index")}
+    longest = max(len(row["input_ids"]) for row in packed)
+    length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     for key in packed[0]:
         fill = pad_token_id if key == "input_ids" else FILL.get(key, 0)
-        rows = [row[key] for row in packed]
-        out[key] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=fill)
+        rows = [torch.nn.functional.pad(row[key], (0, length - len(row[key])), value=fill) for row in packed]
+        out[key] = torch.stack(rows)
     out["scene_index"] = torch.tensor([key[0] for key in groups])
     return out
 

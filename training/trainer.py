@@ -11,10 +11,12 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
+from torch.nn.attention import sdpa_kernel
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from modeling_vggt_qwen3.modeling_vggt import SDPA_BACKENDS
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import IGNORE_INDEX, VggtQwen3ForConditionalGeneration
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
@@ -24,11 +26,14 @@ from .callbacks import ProgressLines, RunLog
 from .checkpoints import STAGING, complete_checkpoints, remove_checkpoint, seal, writing
 from .collator import SceneCollator
 from .data import SceneBatchSampler, SceneDataset, deal
+from .encoder import whole
+from .feature_cache import restore_features
 from .freezing import part_of
 from .guards import FiniteLossGuard, StopOnSignal, explain_lost_worker, leave_signals_to_parent
 from .outlook import Outlook
 
 RUN_CONFIG = "run_config.yaml"
+CUDNN_HEAD_DIM = 64
 
 
 class SceneLoader(DataLoader):
@@ -80,6 +85,7 @@ class SceneTrainer(Trainer):
                 self.task_names,
                 geometry_dropout=data_args.geometry_dropout,
                 depth_dropout=data_args.depth_dropout,
+                view_dropout=data_args.view_dropout,
                 pack=data_args.pack_questions,
             ),
             train_dataset=train_dataset,
@@ -100,6 +106,17 @@ class SceneTrainer(Trainer):
         self._saved_step: int | None = None
         self._clock: tuple[int, float] | None = None
         self._samples_seen = 0
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See `Trainer.train`; attention of large heads prefers cuDNN, the fastest that takes the mask of packed rows.
+
+        That holds until the end, so that what gradient checkpointing computes again is computed alike. Small heads gain
+        nothing that would pay for planning each new shape.
+        """
+        if self.model.config.text_config.head_dim < CUDNN_HEAD_DIM:
+            return super().train(*args, **kwargs)
+        with sdpa_kernel(SDPA_BACKENDS, set_priority=True):
+            return super().train(*args, **kwargs)
 
     # Data: batches are dealt to ranks by the sampler, so the loader is not prepared by accelerate.
 
@@ -148,6 +165,13 @@ class SceneTrainer(Trainer):
             worker_init_fn=leave_signals_to_parent,
         )
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """On the device, cached features as the model takes them; a view mask that masks nothing is left out here,
+        where reading it does not wait for the GPU."""
+        if "view_mask" in inputs and bool(inputs["view_mask"].all()):
+            inputs = {key: value for key, value in inputs.items() if key != "view_mask"}
+        return restore_features(super()._prepare_inputs(inputs))
+
     def _prepare_input(self, data: Any) -> Any:
         """Moves tensors without casting them: under DeepSpeed the library would turn cameras into bf16."""
         if isinstance(data, torch.Tensor):
@@ -164,7 +188,8 @@ class SceneTrainer(Trainer):
             tasks = batch["task_ids"][:, 1:][labelled]
             ones = torch.ones(len(tasks), device=tasks.device)
             weights = batch["token_weights"][:, 1:][labelled] if "token_weights" in batch else ones
-            sums += torch.zeros(len(sums), device=tasks.device).index_add_(0, tasks, weights).to(device)
+            batch_sums = torch.zeros(len(sums), device=tasks.device).index_add_(0, tasks, weights)
+            sums += batch_sums.to(device, non_blocking=True)  # a blocking copy would wait for the step before
             self._samples_seen += int((batch["labels"] == self.processing_class.end_of_turn_id).sum())
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums, "sum")
@@ -199,7 +224,8 @@ class SceneTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Model, processor, remote code, and the settings that made them."""
-        super()._save(output_dir, state_dict)
+        with whole(self.model) as encoder:
+            super()._save(output_dir, None if state_dict is None else {**state_dict, **encoder})
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle; the settings are in the YAML
@@ -208,6 +234,11 @@ class SceneTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         """Where checkpoints are written; `seal` moves them out of there."""
         return str(Path(self.args.output_dir) / STAGING)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """See `Trainer._load_from_checkpoint`."""
+        with whole(self.model):
+            super()._load_from_checkpoint(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Seals the checkpoint once every rank has written, and only then drops older ones."""
