@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
-from torch.nn.attention import sdpa_kernel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -313,7 +313,8 @@ class SceneTrainer(Trainer):
         start, samples = time.monotonic(), self._samples_seen
         metrics = super().evaluate(*args, **kwargs)
         if self.answer_check is not None:
-            figures = self.answer_check.run(self)
+            with sdpa_kernel([backend for backend in SDPA_BACKENDS if backend != SDPBackend.CUDNN_ATTENTION]):
+                figures = self.answer_check.run(self)  # cuDNN would plan anew for each token's length
             self.log(figures)
             metrics |= figures
         self._samples_seen = samples
