@@ -149,11 +149,11 @@ class ActionConstraint(LogitsProcessor):
         if size < self.vocab_size:
             raise ValueError(f"vocab_size is {size}, wanted the tokenizer's {self.vocab_size} at least")
         packed = self.packed_mask().to(device)
-        bits = 2 ** torch.arange(8, dtype=torch.uint8, device=device)
-        allowed = (packed[..., None] & bits).ne(0).flatten(1)[:, : self.vocab_size]  # [rows, tokenizer's tokens]
+        eights = _bits_of_bytes(packed.device).index_select(0, packed.flatten().int())
+        allowed = eights.view(torch.bool).view(self.num_rows, -1)  # [rows, 8 * bytes]
         if out is None:
-            out = torch.zeros((self.num_rows, size), dtype=torch.bool, device=device)
-        out[:, : self.vocab_size] = allowed
+            out = torch.empty((self.num_rows, size), dtype=torch.bool, device=device)
+        out[:, : self.vocab_size] = allowed[:, : self.vocab_size]
         out[:, self.vocab_size :] = 0
         return out
 
@@ -196,7 +196,7 @@ class ActionConstraint(LogitsProcessor):
             ValueError: a token was taken that had been forbidden, or a vocabulary that is not the tokenizer's.
         """
         self._follow(input_ids.cpu().numpy())
-        return scores.masked_fill(~self.mask(scores.device, vocab_size=scores.shape[1]), -torch.inf)
+        return torch.where(self.mask(scores.device, vocab_size=scores.shape[1]), scores, -torch.inf)
 
     def _follow(self, ids: np.ndarray) -> None:
         """Brings every row to its tokens after the prompt; what goes on from no tokens seen before is a new prompt."""
@@ -332,6 +332,13 @@ def _guide(tokenizer: PreTrainedTokenizerBase, end_of_turn_id: int) -> "LLTokeni
     guide = from_tokenizer(tokenizer, eos_token=end_of_turn_id)
     _TOKENIZERS[tokenizer] = (len(tokenizer), guide)
     return guide
+
+
+@functools.lru_cache(maxsize=8)
+def _bits_of_bytes(device: torch.device) -> torch.Tensor:
+    """int64 [256]: eight bools in one number for every byte, lowest bit first."""
+    bits = torch.tensor([[byte >> bit & 1 for bit in range(8)] for byte in range(256)], dtype=torch.bool)
+    return bits.view(torch.int64).flatten().to(device)
 
 
 def _check(matcher: "LLMatcher") -> None:
