@@ -22,6 +22,7 @@ from .action_vggt_qwen3 import (
     LIST_ACTION,
     MAX_ANCHORS,
     ActionError,
+    Field,
     TextField,
     action_layout,
     anchor_layout,
@@ -35,17 +36,9 @@ except ImportError:  # named when a constraint is asked for
     LLMatcher = LLTokenizer = None
 
 
-@dataclass
-class _Row:
-    """One answer: its matcher, its tokens since the prompt, and how many anchors it may hold."""
-
-    matcher: "LLMatcher"
-    tokens: list[int]
-    max_anchors: int
-
-
 LABEL_FIELD = "label"
 HOLE = "\0"
+"""Stands for what is not said yet in a layout."""
 _TOKENIZERS: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, LLTokenizer]]" = weakref.WeakKeyDictionary()
 
 
@@ -83,11 +76,11 @@ class ActionConstraint(LogitsProcessor):
     ) -> None:
         if LLMatcher is None:
             raise ImportError('constrained decoding needs llguidance: pip install "llguidance>=1.9,<2"')
-        self._actions, self._labels = _frozen(actions), _frozen(labels)
-        self.grammar = action_grammar(self._actions, self._labels)
+        self._actions, self._labels = actions, labels
+        self.grammar = action_grammar(actions, labels)
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
-        self.max_anchor_tokens = max_anchor_tokens(self._labels)
+        self.max_anchor_tokens = max_anchor_tokens(labels)
         self.end_of_turn_id = tokenizer.convert_tokens_to_ids(END_OF_TURN)
         self._guide = _guide(tokenizer, self.end_of_turn_id)
         self.vocab_size = self._guide.vocab_size
@@ -238,7 +231,7 @@ class ActionConstraint(LogitsProcessor):
         for max_anchors in range(1 if self._is_short(len(tokens)) else MAX_ANCHORS, MAX_ANCHORS + 1):
             if max_anchors not in self._fresh:
                 grammar = action_grammar(self._actions, self._labels, max_anchors)
-                self._fresh[max_anchors] = LLMatcher(self._guide, grammar)
+                self._fresh[max_anchors] = LLMatcher(self._guide, grammar, log_level=0)  # faults are raised below
                 _check(self._fresh[max_anchors])
             matcher = self._fresh[max_anchors].deep_copy()
             if matcher.try_consume_tokens(tokens) == len(tokens):
@@ -249,7 +242,15 @@ class ActionConstraint(LogitsProcessor):
         return self.max_new_tokens is not None and self.max_new_tokens - num_tokens < self.max_anchor_tokens
 
 
-@functools.lru_cache(maxsize=8)
+@dataclass
+class _Row:
+    """One answer: its matcher, its tokens since the prompt, and how many anchors it may hold."""
+
+    matcher: "LLMatcher"
+    tokens: list[int]
+    max_anchors: int
+
+
 def action_grammar(
     actions: Sequence[str] | None = None, labels: Sequence[str] | None = None, max_anchors: int = MAX_ANCHORS
 ) -> str:
@@ -267,6 +268,7 @@ def action_grammar(
     if isinstance(actions, str) or not actions or any(name not in ACTION_NAMES for name in actions):
         raise ValueError(f"actions is {actions!r}, wanted some of {', '.join(ACTION_NAMES)}")
     literals = _split(anchor_layout([HOLE] * len(ANCHOR_FIELDS)))
+    actions = tuple(dict.fromkeys(actions))
     names = [field.name.upper() for field in ANCHOR_FIELDS]
     anchor = [part for pair in zip(literals, names) for part in pair] + literals[len(names) :]
     lines = ["%llguidance {}", f"start: ({' | '.join(actions)}) {END_OF_TURN}"]
@@ -286,10 +288,6 @@ def max_anchor_tokens(labels: Sequence[str] | None = None) -> int:
     return max(len(action_layout(name, [anchor])) for name in ACTION_NAMES) + 1  # the end of the turn
 
 
-def _frozen(names: Sequence[str] | None) -> str | tuple[str, ...] | None:
-    return names if names is None or isinstance(names, str) else tuple(names)
-
-
 def _action_rule(name: str, max_anchors: int) -> str:
     if name != LIST_ACTION:
         head, tail = _split(action_layout(name, [HOLE]))
@@ -299,10 +297,15 @@ def _action_rule(name: str, max_anchors: int) -> str:
     return f"{head} anchor {more}{tail}"
 
 
-def _terminal(field: object, labels: Sequence[str] | None) -> str:
+def _terminal(field: Field, labels: Sequence[str] | None) -> str:
     if labels is None or field.name != LABEL_FIELD:
-        return f"/{field.text_pattern()}/"
+        return _pattern(field)
     return " | ".join(_literal(field.text(label)) for label in _checked_labels(field, labels))
+
+
+@functools.cache
+def _pattern(field: Field) -> str:
+    return f"/{field.text_pattern()}/"
 
 
 def _checked_labels(field: TextField, labels: Sequence[str]) -> list[str]:

@@ -376,10 +376,10 @@ def test_what_does_not_fit_is_refused(constraints, untrained):
         constraint.start(0)
     processor = untrained[1]
     for options, reason in (
-        ({"actions": ["remove"]}, r"actions is \('remove',\), wanted some of place_anchor, place_anchors"),
-        ({"actions": []}, r"actions is \(\), wanted some of"),
+        ({"actions": ["remove"]}, r"actions is \['remove'\], wanted some of place_anchor, place_anchors"),
+        ({"actions": []}, r"actions is \[\], wanted some of"),
         ({"actions": "place_anchor"}, "actions is 'place_anchor', wanted some of"),
-        ({"labels": []}, r"labels is \(\), wanted a list of labels"),
+        ({"labels": []}, r"labels is \[\], wanted a list of labels"),
         ({"labels": "chair"}, "labels is 'chair', wanted a list of labels"),
         ({"labels": ["chair", 'a"b']}, r"labels\[1\] is 'a\"b', wanted no quote"),
     ):
