@@ -427,7 +427,7 @@ evaluator.main([*run, "--no-constrain-actions"])
 
 def test_an_evaluation_gets_actions_and_says_so(checkpoint, rooms, tmp_path):
     run = ["--model", str(checkpoint), "--dataset", str(rooms), "--task", "rooms_actions", "--limit", "6"]
-    run += ["--num-views", "2", "--num-resamples", "0", "--output", str(tmp_path)]
+    run += ["--num-views", "2", "--num-resamples", "0", "--max-new-tokens", "400", "--output", str(tmp_path)]
     evaluator.main(run)
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 6
