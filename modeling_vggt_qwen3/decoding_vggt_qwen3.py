@@ -124,6 +124,7 @@ class TextDecoder:
         self._memory: Any = None
         self._weights: list[Any] = []
         self._versions: list[int] = []
+        self._quantized = False
         self._projections: list[torch.Tensor | None] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -146,7 +147,6 @@ class TextDecoder:
         limit = self.model.config.text_config.max_position_embeddings
         if num_tokens > limit:
             raise ValueError(f"a row would take {num_tokens} tokens; the text model has {limit} positions")
-        self._follow_weights()
         if not self.graphs:
             return self._new_cache(num_rows, num_tokens + 1)
         key = (bucket_rows(num_rows), bucket_length(num_tokens + 1))
@@ -200,9 +200,11 @@ class TextDecoder:
         slots = (cache.lengths[:, None] + new).clamp_max(num_slots - 1)  # [rows, tokens]
         seen = torch.arange(num_slots, device=embeds.device) <= slots[..., None]  # [rows, tokens, slots]
         rotary = text.rotary_emb(embeds, slots)
+        # The compiler's product with 8-bit weights is made for single tokens: for many it took 30 times as long.
+        run_layer = text_layer if self._quantized and embeds.shape[1] > 1 else self._layer
         x = embeds
         for layer, projection, keys, values in zip(text.layers, self._projections, cache.keys, cache.values):
-            x = self._layer(layer, projection, x, rotary, slots, seen, keys, values)
+            x = run_layer(layer, projection, x, rotary, slots, seen, keys, values)
         last = x[torch.arange(len(x), device=x.device), counts - 1]  # [rows, width]
         cache.lengths.add_(counts)
         return self.model.lm_head(text.norm(last))
@@ -238,16 +240,20 @@ class TextDecoder:
         )
         return FixedCache(keys, values, torch.zeros(num_rows, dtype=torch.int64, device=self.device))
 
-    def _follow_weights(self) -> None:
-        """Drops what was captured of weights that lie elsewhere by now, and fuses anew what has been written to."""
+    def follow_weights(self) -> None:
+        """Drops what was captured of weights that lie elsewhere by now, and fuses anew what has been written to.
+
+        To be called before the passes of an answer, when the device has nothing to wait for yet.
+        """
         text = self.model.model.language_model
         modules = [module for part in (text, self.model.lm_head) for module in part.modules()]
         found = [p for module in modules for p in module._parameters.values() if p is not None]
-        weights = [(weight.data_ptr(), weight.dtype) for weight in found]
+        weights = [(id(weight), weight.data_ptr(), weight.dtype) for weight in found]
         if weights != self._weights:
             self._weights = weights
             self._caches.clear()
             self._projections = [self._fuse(layer.self_attn) for layer in text.layers]
+            self._quantized = any(type(weight.data) is not torch.Tensor for weight in found)
         elif self.fused and self._versions != [weight._version for weight in found]:
             for layer, projection in zip(text.layers, self._projections):
                 if projection is not None:
@@ -257,7 +263,8 @@ class TextDecoder:
     def _fuse(self, attention: nn.Module) -> torch.Tensor | None:
         """Weights of queries, keys and values below each other, or None where they are no plain matrices."""
         parts = _projections_of(attention)
-        if not self.fused or any(type(part) is not nn.Linear or part.bias is not None for part in parts):
+        plain = all(type(part) is nn.Linear and type(part.weight.data) is torch.Tensor for part in parts)
+        if not self.fused or not plain or any(part.bias is not None for part in parts):
             return None
         return torch.cat([part.weight for part in parts])
 

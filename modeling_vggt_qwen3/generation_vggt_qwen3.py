@@ -68,7 +68,7 @@ class SceneState:
 
     tokens: list[torch.Tensor]
     inputs: dict[str, torch.Tensor]
-    weights: list[tuple[int, int]]
+    weights: list[Any] = field(default_factory=list)
     prefixes: OrderedDict[tuple[int, tuple[int, ...]], Prefix] = field(default_factory=OrderedDict)
 
     @property
@@ -170,9 +170,12 @@ class SceneGenerationMixin(GenerationMixin):
             masks = _host_masks(inputs)
             counts = self._visual_counts(masks)
             rows = [] if input_ids is None else self._rows(input_ids, attention_mask, scene_index, counts)
+            if fast:
+                self._fast_decoder().follow_weights()
             state = self._look(inputs, masks)
             if rows:
                 self._prefixes(state, rows, fast)
+            state.weights = weight_versions(self)
         return state
 
     def generate(self, *args: Any, scene: SceneState | None = None, fast: bool = False, **kwargs: Any) -> Any:
@@ -232,7 +235,9 @@ class SceneGenerationMixin(GenerationMixin):
             masks = _host_masks(given)
             counts = self._visual_counts(masks)
         rows = self._rows(**text, num_visual_tokens=counts)
-        loop = AnswerLoop(self, self._fast_decoder(), constraint, kwargs.get("streamer"))
+        decoder = self._fast_decoder()
+        decoder.follow_weights()
+        loop = AnswerLoop(self, decoder, constraint, kwargs.get("streamer"))
         if constraint is not None:
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), loop.apply_constraint]
 
@@ -296,7 +301,7 @@ class SceneGenerationMixin(GenerationMixin):
             torch.cat((scene[: count - num_latents], scene[len(scene) - num_latents :]))  # padded views are the last
             for scene, count in zip(visual, self._visual_counts(masks))
         ]
-        return SceneState(tokens, kept, weight_versions(self))
+        return SceneState(tokens, kept)
 
     def _rows(
         self,
