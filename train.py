@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging as library_logging
@@ -64,7 +65,8 @@ def main(argv: list[str] | None = None) -> SceneTrainer:
     words = debug_words([word for word in argv if word != "--debug"])
     half = parse_arguments(words)[2].max_steps // 2
     run(words, stop_after=half)
-    gc.collect()  # the first half's model makes room for the second's
+    AcceleratorState._reset_state()  # DeepSpeed takes no second engine beside the first
+    gc.collect()
     trainer = run([*words, "--resume_from_checkpoint", "latest"])
     logger.info("debug: training, evaluation, answers, saving and resuming (behind step %d) all work", half)
     return trainer

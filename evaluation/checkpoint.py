@@ -38,13 +38,7 @@ def load_checkpoint(name: str, attn_implementation: str = "sdpa", dtype: str = "
         raise ValueError(f"{name} is a configuration: it has no trained weights; give a checkpoint folder or a Hub id")
     if Path(name).is_dir():
         _check_folder(Path(name))
-    try:
-        model, processor = load_model(name, name, attn_implementation, dtype=dtype)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"no checkpoint {name}: no such folder here, and as a Hub id it cannot be read. "
-            f"Train one by `python train.py --output_dir {name}`, or check the name. ({_first_line(error)})"
-        ) from error
+    model, processor = load_model(name, name, attn_implementation, dtype=dtype)
     commit = getattr(model.config, "_commit_hash", None)
     fingerprint = folder_fingerprint(Path(name)) if Path(name).is_dir() else str(commit)
     return Checkpoint(name, fingerprint, model.eval(), processor)
@@ -66,7 +60,3 @@ def _check_folder(folder: Path) -> None:
     checkpoints = complete_checkpoints(folder)
     hint = f"its newest complete checkpoint is {checkpoints[-1]}" if checkpoints else "it holds no complete checkpoint"
     raise FileNotFoundError(f"{folder} has no config.json: it is no checkpoint, or its training has not ended; {hint}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -106,7 +106,8 @@ def patch_rays(geometry: SceneGeometry, patch_size: int) -> torch.Tensor:
     ray_x = (pixels[:, 0] - cx) / fx
     rays_cam = torch.stack((ray_x, ray_y, torch.ones_like(ray_x)), dim=-1)  # [S, V, P, 3]
     rotation, origin = geometry.ref_from_cam[..., :3, :3], geometry.ref_from_cam[..., :3, 3]
-    direction = F.normalize(rays_cam @ rotation.transpose(-1, -2), dim=-1)
+    with torch.autocast(device.type, enabled=False):  # which would turn the product into bfloat16
+        direction = F.normalize(rays_cam @ rotation.transpose(-1, -2), dim=-1)
     moment = torch.linalg.cross(origin.unsqueeze(-2).expand_as(direction), direction)
     return torch.cat((direction, moment), dim=-1)
 

@@ -96,14 +96,24 @@ def describe_model(
     text_model: str | None = None,
     feature_pooling: int | None = None,
 ) -> tuple[VggtQwen3Config, VggtQwen3Processor]:
-    """Configuration and processor of what `load_model` would load, without its weights."""
+    """Configuration and processor of what `load_model` would load, without its weights.
+
+    Raises:
+        FileNotFoundError: for a source that is neither a folder nor a repository that the Hub knows.
+    """
     if not source.endswith(".json"):
         base = base_of(source) if is_adapter(source) else source
         overrides = {} if task_weights is None else {"task_weights": task_weights}
         options = {} if image_size is None else {"size": image_size}
-        config = VggtQwen3Config.from_pretrained(base, **overrides)
-        _set_pooling(config, feature_pooling)
-        return config, VggtQwen3Processor.from_pretrained(source, **options)
+        try:
+            config = VggtQwen3Config.from_pretrained(base, **overrides)
+            _set_pooling(config, feature_pooling)
+            return config, VggtQwen3Processor.from_pretrained(source, **options)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"no checkpoint {source}: no such folder here, and as a Hub id it cannot be read. Train one by "
+                f"`python train.py --output_dir {source}`, or check the name. ({str(error).strip().splitlines()[0]})"
+            ) from error
     config = _read_overridden(source, task_weights, text_model)
     _set_pooling(config, feature_pooling)
     return config, _fitted_processor(config, tokenizer, image_size)
