@@ -102,12 +102,14 @@ def num_steps(trainer: SceneTrainer) -> int:
 
 
 QUICK = {"bf16": False, "dtype": "float32", "eval_strategy": "no", "gradient_accumulation_steps": 1}
+QUICK |= {"save_strategy": "no", "max_steps": 1}
+SAVING = {**QUICK, "save_strategy": "steps", "max_steps": 2}
 PLAIN_STEP = {**QUICK, "optim": "sgd", "warmup_steps": 0, "max_steps": 1, "lr_scheduler_type": "constant"}
 CASES = {
     "model": Case("nowhere/at_all", refused="nowhere/at_all"),
     "dataset": Case(["nowhere"], refused="nowhere is not a dataset"),
     "task_mix": Case({"rooms_qa": 1.0, "rooms_actions": 0.0}, tasks),
-    "output_dir": Case("elsewhere", places, QUICK, trained=True),
+    "output_dir": Case("elsewhere", places, SAVING, trained=True),
     "image_size": Case(56, lambda t: batches(t)[0]["pixel_values"].shape),
     "num_views": Case(3, lambda t: batches(t)[0]["pixel_values"].shape[1]),
     "samples_per_scene": Case(4, lambda t: len(batches(t)[0]["pixel_values"])),
@@ -133,13 +135,13 @@ CASES = {
     "per_device_eval_batch_size": Case(4, lambda t: len(list(t.get_eval_dataloader()))),
     "num_train_epochs": Case(5, num_steps, {"max_steps": -1}),
     "dataloader_num_workers": Case(1, lambda t: t.get_train_dataloader().num_workers),
-    "eval_strategy": Case("no", lambda t: "eval_loss" in logged(t), {**QUICK, "eval_strategy": "steps"}, trained=True),
+    "eval_strategy": Case("no", lambda t: "eval_loss" in logged(t), {**QUICK, "eval_strategy": "steps", "eval_steps": 1}, trained=True),
     "max_eval_samples": Case(4, lambda t: len(t.eval_dataset)),
     "eval_generate_samples": Case(0, lambda t: t.answer_check is None),
     "eval_max_new_tokens": Case(9, lambda t: t.answer_check.max_new_tokens),
-    "save_strategy": Case("no", saved, QUICK, trained=True),
-    "save_steps": Case(1, saved, QUICK, trained=True),
-    "save_total_limit": Case(1, saved, {**QUICK, "save_steps": 1}, trained=True),
+    "save_strategy": Case("no", saved, SAVING, trained=True),
+    "save_steps": Case(1, saved, SAVING, trained=True),
+    "save_total_limit": Case(1, saved, {**SAVING, "save_steps": 1}, trained=True),
 }  # fmt: skip
 
 

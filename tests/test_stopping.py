@@ -158,6 +158,40 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(small_json
     assert len(losses(tmp_path / "run")) == 40
 
 
+FAKE_SRUN = """#!/bin/bash
+# starts the task as srun would, and sends it the signal of the time limit once it has taken three steps
+shift
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" > "$LOG" 2>&1 &
+task=$!
+if [ -n "$TIME_IS_OVER" ]; then
+    until grep -q "step  3/" "$LOG"; do sleep 0.05; kill -0 $task || break; done
+    kill -USR1 $task
+fi
+wait $task
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_template_queues_again_and_goes_on(small_json, rooms, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "srun").write_text(FAKE_SRUN)
+    (tools / "scontrol").write_text('#!/bin/bash\n[ "$1" = show ] && echo localhost || echo "$@" >> "$REQUEUED"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost", "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}
+    job |= {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": sys.executable, "REQUEUED": str(tmp_path / "requeued")}
+    argv = settings(small_json, rooms, tmp_path / "run", **LONG, save_steps=1000, use_cpu=True)
+    command = ["bash", "configs/slurm/train.sbatch", *argv]
+    first = run(command, **job, LOG=str(tmp_path / "first.log"), TIME_IS_OVER="1")
+    assert first.returncode == STOPPED_BY_SIGNAL, (tmp_path / "first.log").read_text()[-2000:]
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert 3 <= newest_step(tmp_path / "run") < 16
+    second = run(command, **job, LOG=str(tmp_path / "second.log"), TIME_IS_OVER="")
+    assert second.returncode == 0, (tmp_path / "second.log").read_text()[-2000:]
+    assert len(losses(tmp_path / "run")) == 16
+
+
 def test_a_resumed_run_that_had_reached_its_end_takes_no_further_step(small_json, rooms, tmp_path):
     argv = settings(small_json, rooms, tmp_path, max_steps=3, save_steps=1, resume_from_checkpoint="latest")
     train.main(argv)

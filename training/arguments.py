@@ -26,6 +26,8 @@ BYPASSED = {
     "do_eval": "use eval_strategy, or eval.py",
     "do_predict": "use eval.py",
     "do_train": "train.py always trains",
+    "fsdp": "use --deepspeed ds_zero2.json or ds_zero3.json; FSDP has not been made to work with this model",
+    "fsdp_config": "use --deepspeed ds_zero2.json or ds_zero3.json",
     "label_names": "the labels are the batch table's",
     "label_smoothing_factor": "the loss of the answers is a plain cross-entropy",
     "length_column_name": "batches are grouped by scene",
