@@ -103,6 +103,7 @@ def num_steps(trainer: SceneTrainer) -> int:
 
 QUICK = {"bf16": False, "dtype": "float32", "eval_strategy": "no", "gradient_accumulation_steps": 1}
 QUICK |= {"save_strategy": "no", "max_steps": 1}
+EVALUATING = {**QUICK, "eval_strategy": "steps", "eval_steps": 1}
 SAVING = {**QUICK, "save_strategy": "steps", "max_steps": 2}
 PLAIN_STEP = {**QUICK, "optim": "sgd", "warmup_steps": 0, "max_steps": 1, "lr_scheduler_type": "constant"}
 CASES = {
@@ -135,7 +136,7 @@ CASES = {
     "per_device_eval_batch_size": Case(4, lambda t: len(list(t.get_eval_dataloader()))),
     "num_train_epochs": Case(5, num_steps, {"max_steps": -1}),
     "dataloader_num_workers": Case(1, lambda t: t.get_train_dataloader().num_workers),
-    "eval_strategy": Case("no", lambda t: "eval_loss" in logged(t), {**QUICK, "eval_strategy": "steps", "eval_steps": 1}, trained=True),
+    "eval_strategy": Case("no", lambda t: "eval_loss" in logged(t), EVALUATING, trained=True),
     "max_eval_samples": Case(4, lambda t: len(t.eval_dataset)),
     "eval_generate_samples": Case(0, lambda t: t.answer_check is None),
     "eval_max_new_tokens": Case(9, lambda t: t.answer_check.max_new_tokens),

@@ -163,7 +163,7 @@ def check_resumable(checkpoint: Path, now: dict[str, Any]) -> None:
     if now["zero_stage"] and then["world_size"] != now["world_size"]:
         raise ValueError(
             f"{checkpoint} holds optimizer states in {then['world_size']} parts, this run has {now['world_size']} "
-            f"processes, and DeepSpeed does not divide them anew. Start {then['world_size']} processes, {weights_only}"
+            f"processes, and they are not divided anew. Start {then['world_size']} processes, {weights_only}"
         )
 
 
