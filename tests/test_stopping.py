@@ -158,6 +158,20 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(small_json
     assert len(losses(tmp_path / "run")) == 40
 
 
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_with_one(small_json, rooms, tmp_path):
+    """Twice the accumulation keeps the samples of a step, and so the steps."""
+    options = {"max_steps": 4, "save_steps": 2, "use_cpu": True, "resume_from_checkpoint": "latest"}
+    two = settings(small_json, rooms, tmp_path / "run", **options, per_device_train_batch_size=4)
+    command = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "train.py"]
+    first = run([*command, *two, "--max_steps", "2", "--lr_scheduler_type", "constant"], MASTER_PORT=str(free_port()))
+    assert first.returncode == 0, first.stderr[-3000:]
+    train.main([*two, "--gradient_accumulation_steps", "2", "--lr_scheduler_type", "constant"])
+    alone = settings(small_json, rooms, tmp_path / "alone", **options, per_device_train_batch_size=8)
+    train.main([*alone, "--lr_scheduler_type", "constant"])
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=2e-3)
+
+
 FAKE_SRUN = """#!/bin/bash
 # starts the task as srun would, and sends it the signal of the time limit once it has taken three steps
 shift
