@@ -76,8 +76,8 @@ def learning(trainer: SceneTrainer) -> dict[str, Any]:
     return {name: tuple(p.shape) for name, p in trainer.model.named_parameters() if p.requires_grad}
 
 
-def dtypes(trainer: SceneTrainer) -> set[torch.dtype]:
-    return {p.dtype for p in trainer.model.parameters()}
+def dtypes(trainer: SceneTrainer) -> dict[str, torch.dtype]:
+    return {name: p.dtype for name, p in trainer.model.named_parameters()}
 
 
 def adapters(trainer: SceneTrainer) -> Any:
