@@ -33,11 +33,12 @@ def look(views, **cameras):
     return model.encode_scene(**processor(images=[views], **cameras), fast=True)
 
 
-def ask(seen, num_views, question, task="scanqa", max_new_tokens=64):
+def ask(seen, num_views, question, task="scanqa", max_new_tokens=64, constraint=None):
     messages = processor.conversation(question, num_views=num_views, task=task)
     prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     inputs = processor(text=[prompt], scene=seen)
-    tokens = model.generate(**inputs, scene=seen, fast=True, do_sample=False, max_new_tokens=max_new_tokens)
+    options = {"fast": True, "do_sample": False, "max_new_tokens": max_new_tokens, "constraint": constraint}
+    tokens = model.generate(**inputs, scene=seen, **options)
     new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
     return processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
 
@@ -145,7 +146,8 @@ if sample["anchor_frame_id"] is not None:  # "the door you see in the first view
 shown = captures.read_scene(0, frames)
 cameras = {"intrinsics": [shown.intrinsics], "world_from_cam": [shown.world_from_cam], "depth": [shown.depth]}
 seen = look(shown.images, **cameras)
-text = ask(seen, len(shown.images), sample["question"], task="actions", max_new_tokens=200)
+constraint = processor.action_constraint()  # it writes nothing but actions
+text = ask(seen, len(shown.images), sample["question"], task="actions", max_new_tokens=200, constraint=constraint)
 (decoded,) = processor.decode_actions([text], seen.world_from_ref, [shown.scene_id])
 print(sample["question"])
 print(json.dumps(decoded["action"]) if decoded["action"] else f"no action: {decoded['error']}\n{text}")

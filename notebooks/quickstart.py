@@ -59,10 +59,11 @@ show(views)
 
 
 # %%
-def generate(messages, max_new_tokens, scene):
+def generate(messages, max_new_tokens, scene, constraint=None):
     prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     inputs = processor(text=[prompt], scene=scene)
-    tokens = model.generate(**inputs, scene=scene, fast=True, do_sample=False, max_new_tokens=max_new_tokens)
+    options = {"fast": True, "do_sample": False, "max_new_tokens": max_new_tokens, "constraint": constraint}
+    tokens = model.generate(**inputs, scene=scene, **options)
     new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
     return processor.batch_decode(new_tokens, skip_special_tokens=True)[0].strip()
 
@@ -88,12 +89,13 @@ print(ask(text=messages, max_new_tokens=32, return_full_text=False)[0]["generate
 #
 # With cameras the model answers an instruction with one JSON action. It speaks in the frame of the first view;
 # `decode_actions` checks the JSON and takes it to the world frame. Without cameras it says that metres are unknown.
+# The constraint lets it write nothing but one such action.
 
 # %%
 instruction = processor.conversation("Place an anchor on the desk.", num_views=len(views), task="actions")
 known = {"intrinsics": [intrinsics], "world_from_cam": [world_from_cam], "depth": [depth]}
 room = model.encode_scene(**processor(images=[views], **known), fast=True)
-text = generate(instruction, 200, room)
+text = generate(instruction, 200, room, processor.action_constraint(actions=["place_anchor"]))
 (decoded,) = processor.decode_actions([text], room.world_from_ref, ["study"])
 print(json.dumps(decoded["action"], indent=2) if decoded["action"] else f"no action: {decoded['error']}\n{text}")
 
