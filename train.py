@@ -51,6 +51,7 @@ from training.freezing import log_trainable, set_trainable
 from training.guards import STOPPED_BY_SIGNAL, StopAfter
 from training.launch import prepare_process, refuse_data_parallel
 from training.memory import numel
+from training.small_stages import add_ray_decoder, prepared_scenes, train_encoder
 from training.trainer import SceneTrainer
 
 logger = logging.getLogger("train")
@@ -97,6 +98,11 @@ def run(argv: list[str], stop_after: int | None = None) -> SceneTrainer:
         model_args, data_args, args = parse_arguments([*argv, *fit(model_args, data_args, args, train_dataset)])
         data_args.dataset = dataset
     model, processor = _model(model_args, args.device)
+    if model_args.objective == "reconstruction":
+        settings = _run_config(model_args, data_args, args)
+        return train_encoder(model, processor, train_dataset, model_args, data_args, args, settings)
+    callbacks = add_ray_decoder(model, model_args)
+    prepared = prepared_scenes(train_dataset, processor, data_args, args)
     place_encoder(model, model_args, data_args, args)
     if data_args.feature_cache:
         train_dataset.refuse_stale(cache_identity(model, processor, data_args))
@@ -112,6 +118,8 @@ def run(argv: list[str], stop_after: int | None = None) -> SceneTrainer:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         run_config=_run_config(model_args, data_args, args),
+        callbacks=callbacks,
+        prepared=prepared,
     )
     if stop_after is not None:
         trainer.add_callback(StopAfter(stop_after))
@@ -158,6 +166,7 @@ def _model(args: ModelArguments, device: torch.device) -> tuple[PreTrainedModel 
         args.text_model,
         args.feature_pooling,
         device,
+        args.vision_checkpoint,
     )
     set_trainable(model, args.trainable_parts, args.frozen_text_layers)
     if args.lora_rank:

@@ -69,7 +69,7 @@ class Source(Protocol):
         """Split the work into Chunks."""
 
     def rows(self, chunk: Any) -> Iterator[tuple[str, Row]]:
-        """Yield (table, row) pairs: "scenes/train", "samples/val" ...; a scene before its samples.
+        """Yield (table, row) pairs: "scenes/train", "samples/val" ...; a scene before its samples and labels.
 
         A source that leaves things out yields ("report", {"skips": …, "source_files": …}) at last.
         """

@@ -2,6 +2,7 @@
 
     <root>/scenes/<train|heldout>/      one row a scene: photographs, cameras, depth   (Dataset.save_to_disk)
     <root>/samples/<train|val|test>/    one row a question or an instruction           (Dataset.save_to_disk)
+    <root>/labels/<train|heldout>/      one row a scene, where a source can tell: what every pixel shows
     <root>/manifest.json                written last: a folder without it is not a dataset
 
 Units are metres and pixels. The world frame is metric with Z up. Cameras have OpenCV axes (x right, y down, z forward);
@@ -74,6 +75,27 @@ SAMPLE_FEATURES = Features(
         "anchor_frame_id": Value("string"),  # the frame a view-relative instruction calls the first camera
     }
 )
+
+
+LABEL_FEATURES = Features(
+    {
+        "scene_id": Value("string"),
+        "instances": List(Image()),  # 8-bit PNG a view: 0 = nothing, i = things[i - 1]
+        "things": List(
+            {
+                "label": Value("string"),
+                "kind": Value("string"),  # one of TARGET_KINDS; null = a surface without a box
+                "color": Value("string"),  # null = none dominates
+                "center": List(Value("float64")),  # as in TARGET_FEATURE; empty without a box
+                "size": List(Value("float64")),
+                "axes": List(Value("float64")),  # the nine numbers row by row
+            }
+        ),
+    }
+)
+"""Dense labels, for training alone."""
+
+TABLE_FEATURES = {"scenes": SCENE_FEATURES, "samples": SAMPLE_FEATURES, "labels": LABEL_FEATURES}
 
 
 class RowError(ValueError):

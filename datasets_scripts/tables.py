@@ -22,8 +22,7 @@ from datasets.arrow_writer import ArrowWriter
 
 from datasets_scripts.schema import (
     MANIFEST_NAME,
-    SAMPLE_FEATURES,
-    SCENE_FEATURES,
+    TABLE_FEATURES,
     file_sha256,
     validate_sample,
     validate_scene,
@@ -32,7 +31,6 @@ from datasets_scripts.schema import (
 PARTIAL_NAME = ".partial"
 PLAN_NAME = "plan.json"
 REPORT_NAME = "report.json"
-_TABLES = ("scenes", "samples")
 _BATCH_ROWS = 32  # rows of one Arrow record batch
 _SHARD_BYTES = 256 * 2**20
 _MIN_SHARDS = 4
@@ -62,12 +60,12 @@ def prepare_root(root: Path, plan: str, *, overwrite: bool) -> Path:
     if finished and not overwrite:
         raise FileExistsError(f"--output {root} already holds a dataset: name another folder, or add --overwrite")
     names = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    if not finished and not names <= {PARTIAL_NAME, REPORT_NAME, *_TABLES}:
+    if not finished and not names <= {PARTIAL_NAME, REPORT_NAME, *TABLE_FEATURES}:
         raise FileExistsError(f"--output {root} holds files that are no dataset: name an empty or new folder")
     partial.mkdir(parents=True, exist_ok=True)
     for name in (MANIFEST_NAME, REPORT_NAME):
         (root / name).unlink(missing_ok=True)
-    for name in _TABLES:
+    for name in TABLE_FEATURES:
         shutil.rmtree(root / name, ignore_errors=True)
     plan_path = partial / PLAN_NAME
     same = plan_path.is_file() and plan_path.read_text(encoding="utf-8") == plan
@@ -89,9 +87,9 @@ def write_chunk(
 ) -> ChunkResult:
     """Validate rows and write them to one Arrow file a table, then the chunk's marker.
 
-    rows: (table, row), the table being "scenes/<split>" or "samples/<split>", a scene before its samples; or once
-    ("report", what the source has to say). unlabelled: tables whose samples have no answers. Raises RowError for a
-    faulty row.
+    rows: (table, row), the table being "scenes/<split>", "samples/<split>" or "labels/<split>", a scene before its
+    rest; or once ("report", what the source has to say). unlabelled: tables whose samples have no answers. Raises
+    RowError for a faulty row.
     """
     counts: dict[str, Counter[str]] = {}
     report: dict[str, Any] = {}
@@ -102,11 +100,10 @@ def write_chunk(
             if table == "report":
                 report = dict(row)
                 continue
-            is_scene = table.startswith("scenes/")
-            if is_scene:
+            if table.startswith("scenes/"):
                 validate_scene(row)
                 source_of[row["scene_id"]] = row["source"]
-            else:
+            elif table.startswith("samples/"):
                 validate_sample(row, labelled=table not in unlabelled)
             if table not in writers:
                 path = partial / f"{table.replace('/', '-')}-{number:06d}.arrow"
@@ -114,9 +111,7 @@ def write_chunk(
                     ArrowWriter(path=str(path), features=_features(table), writer_batch_size=_BATCH_ROWS)
                 )
             writers[table].write(dict(row))
-            counts.setdefault(table, Counter())[
-                source_of.get(row["scene_id"], "") if not is_scene else row["source"]
-            ] += 1
+            counts.setdefault(table, Counter())[source_of.get(row["scene_id"], "")] += 1
         for writer in writers.values():
             writer.finalize()
     result = ChunkResult({table: dict(counter) for table, counter in counts.items()}, report)
@@ -177,7 +172,7 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _features(table: str) -> Features:
-    return SCENE_FEATURES if table.startswith("scenes/") else SAMPLE_FEATURES
+    return TABLE_FEATURES[table.split("/")[0]]
 
 
 def _marker(partial: Path, number: int) -> Path:

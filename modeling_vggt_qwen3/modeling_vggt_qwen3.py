@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, Qwen3Model
 from transformers import initialization as init
-from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
 
 from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtQwen3Config
 from .generation_vggt_qwen3 import GEOMETRY_KEYS, SCENE_KEYS, SceneGenerationMixin, count_mismatch
 from .loading_vggt_qwen3 import StrictLoadingMixin
 from .modeling_perceiver import GeometryTokens, PerceiverResampler, PointEmbedding, SceneGeometry, pool_patches
+from .modeling_rays import RayDecoder
 from .modeling_vggt import VggtModel
 
 IGNORE_INDEX = -100
@@ -49,8 +50,21 @@ class VisualTokens(ModelOutput):
 
 
 @dataclass
+class VggtQwen3ModelOutput(BaseModelOutputWithPast):
+    """The text model's output, and the scenes' latents [S, N, text width] where images were given."""
+
+    image_hidden_states: torch.FloatTensor | None = None
+
+
+@dataclass
 class VggtQwen3Output(CausalLMOutputWithPast):
-    """Loss, logits (None in training, where only labelled positions are computed) and cache."""
+    """Loss, logits (None in training, where only labelled positions are computed), cache, and the scenes' latents.
+
+    `auxiliary_losses`: unweighted losses of the ray decoder by name, for the log.
+    """
+
+    image_hidden_states: torch.FloatTensor | None = None
+    auxiliary_losses: dict[str, torch.Tensor] | None = None
 
 
 class VggtQwen3PreTrainedModel(StrictLoadingMixin, PreTrainedModel):
@@ -256,8 +270,8 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         scene = {key: kwargs.pop(key, None) for key in SCENE_KEYS}
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        visual = None
         if inputs_embeds is None:
-            visual = None
             if pixel_values is not None or vision_features is not None:
                 visual = self.get_image_features(
                     pixel_values, vision_features=vision_features, image_size=image_size, **scene
@@ -270,7 +284,7 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             attention_mask = self.segment_mask(segment_ids, inputs_embeds.dtype)
         if self.training and use_cache is None:
             use_cache = False  # the library's default would keep keys and values that nobody asks for
-        return self.language_model(
+        outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -278,6 +292,9 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
+        num_latents = self.config.perceiver_config.num_latents
+        latents = None if visual is None else visual.pooler_output[:, -num_latents:]
+        return VggtQwen3ModelOutput(**outputs, image_hidden_states=latents)
 
     def segment_mask(self, segment_ids: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Additive mask [B, 1, T, T] of packed rows: a token sees the prefix (segment 0) and its own segment so far.
@@ -316,6 +333,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
         super().__init__(config)
         self.model = VggtQwen3Model(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.ray_decoder: RayDecoder | None = None
         self.post_init()
         self.generation_config.suppress_tokens = [
             config.image_token_id,
@@ -362,6 +380,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
         patch_points: torch.Tensor | None = None,
         patch_points_mask: torch.Tensor | None = None,
         world_from_ref: torch.Tensor | None = None,
+        ray_targets: dict[str, torch.Tensor] | None = None,
         labels: torch.Tensor | None = None,
         task_ids: torch.Tensor | None = None,
         token_weights: torch.Tensor | None = None,
@@ -377,6 +396,8 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
             num_items_in_batch: float [tasks], the weight of each task's answer tokens over the whole optimizer step;
                 None = over this batch.
             world_from_ref: only serves decoding; accepted so that a whole batch can be passed on.
+            ray_targets: what rays meet (see `RayDecoder`); adds the ray decoder's weighted losses to `loss`, divided by
+                `ray_targets["share"]` where given: the number of batches whose losses an optimizer step sums.
             logits_to_keep: last positions (or indices) to compute logits of; 0 = all.
 
         Returns:
@@ -408,6 +429,10 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
         loss = None
         if labels is not None:
             loss = self.answer_loss(hidden, labels, task_ids, token_weights, num_items_in_batch)
+        auxiliary = None
+        if ray_targets is not None and loss is not None:
+            auxiliary, addend = self._ray_losses(outputs.image_hidden_states, ray_targets)
+            loss = loss + addend
         logits = None
         if labels is None or not self.training:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -418,7 +443,23 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            auxiliary_losses=auxiliary,
         )
+
+    def add_ray_decoder(self, **options: Any) -> RayDecoder:
+        """Adds the decoder that `ray_targets` train, with `RayDecoder`'s options; it is not saved."""
+        self.ray_decoder = RayDecoder(self.config.text_config.hidden_size, **options).to(self.device)
+        return self.ray_decoder
+
+    def _ray_losses(
+        self, latents: torch.Tensor | None, ray_targets: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        if self.ray_decoder is None or latents is None:
+            raise ValueError("ray_targets want images and a ray decoder: call add_ray_decoder() before training")
+        losses = self.ray_decoder(latents, ray_targets)
+        share = ray_targets.get("share", 1)
+        return {name: loss.detach() for name, loss in losses.items()}, self.ray_decoder.weighted(losses) / share
 
     def answer_loss(
         self,
@@ -458,6 +499,9 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Saves weights, configuration and this code, so that every Auto class finds them with remote code trusted."""
         self.config.auto_map = dict(AUTO_MAP)
+        if self.ray_decoder is not None:
+            state = kwargs.pop("state_dict", None) or self.state_dict()
+            kwargs["state_dict"] = {k: v for k, v in state.items() if not k.startswith("ray_decoder.")}
         super().save_pretrained(save_directory, **kwargs)
 
 

@@ -11,7 +11,14 @@ from datasets_scripts.rooms.actions import instruction_rows, instructions
 from datasets_scripts.rooms.balance import blind_baseline, family_of
 from datasets_scripts.rooms.catalogue import CATALOGUE, named, plural
 from datasets_scripts.rooms.families import FAMILIES
-from datasets_scripts.rooms.questions import MIN_VISIBLE, candidates, question_rows, select, visible_objects
+from datasets_scripts.rooms.questions import (
+    MIN_VISIBLE,
+    accepted_answers,
+    candidates,
+    question_rows,
+    select,
+    visible_objects,
+)
 from datasets_scripts.rooms.room import generate_room, room_rng
 from datasets_scripts.schema import QUESTION_TYPES, question_type, validate_sample
 
@@ -335,3 +342,10 @@ def test_unseen_things_are_not_anchored(instructed):
     pixels = pixels.copy()
     pixels[:, 1:] = 1
     assert instructions(room, pixels, SIZE, 100, np.random.default_rng(0)) == []
+
+
+@pytest.mark.parametrize("answer", ["0", "6", "7", "12", "13"])
+def test_every_count_has_an_answer(answer):
+    """One room in some thousands holds seven chairs of a colour."""
+    assert accepted_answers(answer)[0] == answer
+    assert len(accepted_answers(answer)) == (2 if int(answer) <= 12 else 1)

@@ -65,7 +65,7 @@ class ModelArguments:
     )
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2 or eager."})
     compile_parts: list[str] = field(
-        default_factory=list, metadata={"help": "Parts to compile, for speed: vision (the encoder's blocks), text."}
+        default_factory=list, metadata={"help": "Parts whose blocks are compiled, for speed: vision, resampler, text."}
     )
     feature_pooling: int | None = field(
         default=None,
@@ -88,6 +88,22 @@ class ModelArguments:
     )
     task_weights: dict | str | None = field(
         default=None, metadata={"help": "Weight of each task's loss, as JSON: '{\"scanqa\": 1.0}'."}
+    )
+    objective: str = field(
+        default="answers",
+        metadata={"help": "answers, or reconstruction: the encoder alone, by dense labels (stage 0 of tiny models)."},
+    )
+    vision_checkpoint: str | None = field(
+        default=None, metadata={"help": "With a configuration JSON: encoder weights of a reconstruction run."}
+    )
+    geometry_consistency: float = field(
+        default=0.0, metadata={"help": "Weight of log depth, read by rays from the latents where the input hides it."}
+    )
+    latent_labels: float = field(
+        default=0.0, metadata={"help": "Weight of class, colour and box, read by rays from the latents."}
+    )
+    latent_labels_until: float = field(
+        default=1.0, metadata={"help": "Share of all steps after which latent_labels ends."}
     )
 
     def __post_init__(self) -> None:
@@ -148,6 +164,15 @@ class DataArguments:
     )
     view_sets: int = field(default=4, metadata={"help": "Sets of views that the feature cache holds of each scene."})
     feature_dtype: str = field(default="bfloat16", metadata={"help": "Of the feature cache: bfloat16 or int8."})
+    any_answer: bool = field(
+        default=True, metadata={"help": "Learn any accepted answer, drawn anew each time; false = the first."}
+    )
+    prepare_data: str | None = field(
+        default=None,
+        metadata={"help": "Decode and tokenise everything once: cpu or device says where it lies. For small views."},
+    )
+    prepared_dir: str = field(default="outputs/prepared", metadata={"help": "Where prepare_data keeps its arrays."})
+    num_rays: int = field(default=256, metadata={"help": "Rays a scene that ask the latents, or label the patches."})
 
     def __post_init__(self) -> None:
         self.task_mix = _number_table("task_mix", self.task_mix)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import VggtQwen3Config
+from modeling_vggt_qwen3.modeling_vggt import VggtModel
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from processing.image_processing_vggt_qwen3 import VggtQwen3ImageProcessor
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
@@ -40,6 +41,7 @@ def load_model(
     text_model: str | None = None,
     feature_pooling: int | None = None,
     device: torch.device | str = "cpu",
+    vision_checkpoint: str | None = None,
 ) -> tuple[VggtQwen3ForConditionalGeneration, VggtQwen3Processor]:
     """Loads a checkpoint folder or Hub id; or builds the model that a configuration JSON describes.
 
@@ -54,6 +56,7 @@ def load_model(
         dtype: of the weights, such as "float32"; "auto" = as they are stored, random ones float32.
         feature_pooling: replaces that of the resampler's configuration.
         device: where random weights are made, which decides them beside the seed.
+        vision_checkpoint: folder or Hub id of encoder weights for a model that a configuration JSON describes.
 
     Raises:
         FileNotFoundError: for a configuration JSON that is not there.
@@ -65,14 +68,18 @@ def load_model(
         _set_pooling(config, feature_pooling)
         with torch.device(device):
             model, processor = build_model(config, tokenizer, attn_implementation, image_size)
+        if vision_checkpoint is not None:
+            encoder = VggtModel.from_pretrained(vision_checkpoint, dtype=torch.float32)
+            model.model.vision_model.load_state_dict(encoder.state_dict())
         if dtype != "auto":
             cast_parameters(model, getattr(torch, dtype))
         return model, processor
-    if text_model is not None:
-        raise ValueError(
-            f"text_model is {text_model}, but the checkpoint {source} brings its own: give a configuration JSON, or "
-            "assemble another checkpoint with `python -m hub_upload.assemble_checkpoint --qwen3 ...`"
-        )
+    for name, value in (("text_model", text_model), ("vision_checkpoint", vision_checkpoint)):
+        if value is not None:
+            raise ValueError(
+                f"{name} is {value}, but the checkpoint {source} brings its own: give a configuration JSON, or "
+                "assemble another checkpoint with `python -m hub_upload.assemble_checkpoint`"
+            )
     if is_adapter(source):
         base = base_of(source)
         options = {"dtype": dtype, "feature_pooling": feature_pooling}

@@ -14,7 +14,7 @@ from processing.action_vggt_qwen3 import action_from_targets, format_action
 from processing.geometry_vggt_qwen3 import ref_from_world
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
-from .data import SceneExample
+from .data import Draw, SceneExample
 from .feature_cache import DEPTH_KEYS, stack_views
 from .packing import pack_batch
 
@@ -32,6 +32,7 @@ class SceneCollator:
         depth_dropout: chance that it hides its depth alone.
         view_dropout: chance that a view is left out, with its geometry token; view 0 stays, as does a cached set.
         blind: leave the images out: the control that shows what the questions give away.
+        any_answer: learn any of the accepted answers, drawn by the seed; False = the first.
         pack: join the questions about a scene into one row (see packing.py).
     """
 
@@ -43,6 +44,7 @@ class SceneCollator:
         with_answers: bool = True,
         geometry_dropout: float = 0.0,
         depth_dropout: float = 0.0,
+        any_answer: bool = True,
         view_dropout: float = 0.0,
         blind: bool = False,
         pack: bool = False,
@@ -57,6 +59,7 @@ class SceneCollator:
         self.task_ids = {name: index for index, name in enumerate(task_names)}
         self.geometry_dropout, self.depth_dropout = geometry_dropout, depth_dropout
         self.view_dropout = view_dropout
+        self.any_answer = any_answer
 
     def __call__(self, examples: Sequence[SceneExample]) -> dict[str, Any]:
         examples = [drop_views(example, self.view_dropout) for example in examples]
@@ -68,7 +71,7 @@ class SceneCollator:
             for example in examples
             for sample in example.samples
         ]
-        keeps = [self._drawn_inputs(example) for example in examples]
+        keeps = [drawn_inputs(example.draw, self.geometry_dropout, self.depth_dropout) for example in examples]
         batch = self.processor(
             text=prompts,
             answers=answers if self.with_answers else None,
@@ -110,28 +113,21 @@ class SceneCollator:
         answers = sample["answers"]
         if not answers:
             raise ValueError(f"sample {sample['sample_id']} has no answer to learn; train on a labelled split")
-        if example.draw.seed is None:
+        if example.draw.seed is None or not self.any_answer:
             return answers[0]
-        return answers[int(_rng(example, "answer").integers(len(answers)))]
+        return answers[int(random_stream(example.draw, "answer").integers(len(answers)))]
 
     def _task_id(self, sample: dict[str, Any]) -> int:
         if sample["task"] not in self.task_ids:
             raise ValueError(f"the model knows the tasks {sorted(self.task_ids)}, not {sample['task']}")
         return self.task_ids[sample["task"]]
 
-    def _drawn_inputs(self, example: SceneExample) -> tuple[bool, bool]:
-        """Whether this draw shows its cameras, and its depth."""
-        if example.draw.seed is None:
-            return self.geometry_dropout < 1, self.depth_dropout < 1
-        cameras, depth = _rng(example, "dropout").random(2)
-        return bool(cameras >= self.geometry_dropout), bool(depth >= self.depth_dropout)
-
 
 def drop_views(example: SceneExample, chance: float) -> SceneExample:
     """The example with each view but the first left out by that chance; evaluation and cached views lose none."""
     if not chance or example.draw.seed is None or example.views is not None:
         return example
-    lots = _rng(example, "views").random(len(example.frame_ids))
+    lots = random_stream(example.draw, "views").random(len(example.frame_ids))
     kept = [view for view, lot in enumerate(lots) if view == 0 or lot >= chance]
     return replace(
         example,
@@ -174,6 +170,14 @@ def _cached_inputs(
     return cached
 
 
-def _rng(example: SceneExample, purpose: str) -> np.random.Generator:
+def drawn_inputs(draw: Draw, geometry_dropout: float, depth_dropout: float) -> tuple[bool, bool]:
+    """Whether this draw shows its cameras, and its depth."""
+    if draw.seed is None:
+        return geometry_dropout < 1, depth_dropout < 1
+    cameras, depth = random_stream(draw, "dropout").random(2)
+    return bool(cameras >= geometry_dropout), bool(depth >= depth_dropout)
+
+
+def random_stream(draw: Draw, purpose: str) -> np.random.Generator:
     """Its own stream for each purpose, a function of the draw alone: workers and resumed runs agree."""
-    return np.random.default_rng([*example.draw.seed, *purpose.encode()])
+    return np.random.default_rng([*draw.seed, *purpose.encode()])

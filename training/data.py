@@ -92,8 +92,11 @@ class SceneDataset(TorchDataset):
         self.roots, self.split, self.num_views = [str(root) for root in roots], split, num_views
         self.scene_tables = [_load_table(root, "scenes", "train" if split == "train" else "heldout") for root in roots]
         self.sample_tables = [_load_table(root, "samples", split) for root in roots]
+        self.label_tables = [_load_labels(root, split) for root in roots]
         self._encoded_scenes = [table.with_format("arrow") for table in self.scene_tables]  # decodes no image by itself
+        self.camera_tables = [t.select_columns(["frame_ids", "world_from_cam"]) for t in self._encoded_scenes]
         self._index(tasks, max_samples)
+        self.frame_ids = [frames for table in self.scene_tables for frames in table["frame_ids"]]
 
     def _index(self, tasks: Sequence[str] | None, max_samples: int | None) -> None:
         """Numbers scenes and samples over all roots; samples hold (table, row, scene, task, anchor)."""
@@ -147,6 +150,19 @@ class SceneDataset(TorchDataset):
         if missing:
             raise ValueError(f"scene {scene['scene_id']} lacks the frames {missing}; it has {stored}")
         return self._read(Draw(index, ()), scene, [stored.index(frame) for frame in wanted])
+
+    def read_labels(self, index: int) -> dict[str, Any] | None:
+        """What the views of a scene show: `instances`, a PNG file a view, and `things` (see the schema); or None."""
+        table, row = self.scenes[index]
+        if self.label_tables[table] is None:
+            return None
+        labels = self.label_tables[table][row].to_pylist()[0]
+        return {**labels, "instances": [io.BytesIO(view["bytes"]) for view in labels["instances"]]}
+
+    def scene_cameras(self, index: int) -> dict[str, Any]:
+        """`frame_ids` and `world_from_cam` of a scene, without its images."""
+        table, row = self.scenes[index]
+        return self.camera_tables[table][row].to_pylist()[0]
 
     def _scene(self, index: int) -> dict[str, Any]:
         table, row = self.scenes[index]
@@ -379,6 +395,13 @@ def _load_table(root: str | Path, table: str, split: str) -> Dataset:
         there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise ValueError(f"{root} has no {table}/{split}; it has {there}")
     return load_from_disk(str(path))
+
+
+def _load_labels(root: str | Path, split: str) -> Dataset | None:
+    """The dense labels of a split's scenes, in the order of the scene table; None where there are none."""
+    if not (Path(root) / "labels").is_dir():
+        return None
+    return _load_table(root, "labels", "train" if split == "train" else "heldout").with_format("arrow")
 
 
 def _decode_image(stored: dict[str, Any], where: str) -> PILImage.Image:

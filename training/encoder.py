@@ -19,7 +19,7 @@ from .arguments import DataArguments, ModelArguments, SceneTrainingArguments
 
 NAME = "vision_model"
 PREFIX = f"model.{NAME}."
-COMPILABLE = ("vision", "text")
+COMPILABLE = ("vision", "resampler", "text")
 
 
 def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
@@ -29,7 +29,7 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def compile_parts(model: nn.Module, parts: list[str], deepspeed: bool) -> None:
-    """Compiles the blocks of the encoder, or the decoder layers of the text model, in place; done at first use.
+    """Compiles the blocks of the encoder, the resampler or the text model in place; done at first use.
 
     Raises:
         ValueError: for another part, or text under DeepSpeed, whose hooks a compiled layer would skip.
@@ -41,6 +41,9 @@ def compile_parts(model: nn.Module, parts: list[str], deepspeed: bool) -> None:
         raise ValueError("compile_parts: text cannot be compiled under DeepSpeed, which fetches weights layer by layer")
     if "vision" in parts:
         inner_model(model).vision_model.compile_blocks()
+    if "resampler" in parts:
+        for layer in inner_model(model).resampler.layers:
+            layer.compile(dynamic=True)
     if "text" in parts:
         for layer in inner_model(model).language_model.layers:
             layer.compile(dynamic=True)

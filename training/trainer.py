@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
@@ -31,9 +32,11 @@ from .feature_cache import restore_features
 from .freezing import part_of
 from .guards import FiniteLossGuard, StopOnSignal, explain_lost_worker, leave_signals_to_parent
 from .outlook import Outlook
+from .prepared import DrawnScenes, PreparedCollator, PreparedScenes
 
 RUN_CONFIG = "run_config.yaml"
 CUDNN_HEAD_DIM = 64
+RAY_DECODER = "ray_decoder.safetensors"
 
 
 class SceneLoader(DataLoader):
@@ -60,6 +63,7 @@ class SceneTrainer(Trainer):
         data_args: views, questions a scene, dropouts and the mix of tasks.
         train_dataset, eval_dataset: the latter may be None.
         run_config: the resolved settings, written beside every checkpoint.
+        prepared: the arrays of train_dataset, which then feed the training; a ray decoder needs them.
     """
 
     def __init__(
@@ -72,7 +76,9 @@ class SceneTrainer(Trainer):
         eval_dataset: SceneDataset | None = None,
         run_config: dict[str, Any] | None = None,
         callbacks: list[Any] | None = None,
+        prepared: PreparedScenes | None = None,
     ) -> None:
+        self.prepared = prepared
         self.data_args, self.run_config = data_args, run_config or {}
         self.num_checkpoints_kept, args.save_total_limit = args.save_total_limit, None  # see _save_checkpoint
         args.prediction_loss_only = True
@@ -86,6 +92,7 @@ class SceneTrainer(Trainer):
                 geometry_dropout=data_args.geometry_dropout,
                 depth_dropout=data_args.depth_dropout,
                 view_dropout=data_args.view_dropout,
+                any_answer=data_args.any_answer,
                 pack=data_args.pack_questions,
             ),
             train_dataset=train_dataset,
@@ -131,7 +138,22 @@ class SceneTrainer(Trainer):
             world_size=self.args.world_size,
         )
         self._train_sampler = sampler
+        if self.prepared is not None:
+            drawn = DrawnScenes(self.train_dataset)
+            return SceneLoader(drawn, batch_sampler=sampler, collate_fn=self._prepared_collator())
         return self._loader(self.train_dataset, sampler)
+
+    def _prepared_collator(self) -> PreparedCollator:
+        return PreparedCollator(
+            self.prepared,
+            self.train_dataset,
+            self.processing_class,
+            self.task_names,
+            geometry_dropout=self.data_args.geometry_dropout,
+            depth_dropout=self.data_args.depth_dropout,
+            any_answer=self.data_args.any_answer,
+            num_rays=self.data_args.num_rays if self.model.ray_decoder is not None else 0,
+        )
 
     def get_eval_dataloader(self, eval_dataset: SceneDataset | None = None) -> DataLoader:
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -195,6 +217,13 @@ class SceneTrainer(Trainer):
             sums = self.accelerator.reduce(sums, "sum")
         return sums
 
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """See `Trainer.compute_loss`; the ray decoder's losses are means, of which a step sums one a batch and rank."""
+        if "ray_targets" in inputs:
+            batches = self.args.gradient_accumulation_steps * self.args.world_size
+            inputs["ray_targets"] = {**inputs["ray_targets"], "share": batches}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
     # Optimizer
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -230,6 +259,16 @@ class SceneTrainer(Trainer):
             folder = Path(output_dir or self.args.output_dir)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle; the settings are in the YAML
             (folder / RUN_CONFIG).write_text(yaml.safe_dump(self.run_config, sort_keys=False), encoding="utf-8")
+            decoder = self.accelerator.unwrap_model(self.model).ray_decoder
+            if decoder is not None and folder != Path(self.args.output_dir):
+                save_file(decoder.state_dict(), folder / RAY_DECODER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Also the ray decoder, which is no part of the model that is saved."""
+        decoder = self.accelerator.unwrap_model(self.model if model is None else model).ray_decoder
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if decoder is not None:
+            decoder.load_state_dict(load_file(Path(resume_from_checkpoint) / RAY_DECODER))
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where checkpoints are written; `seal` moves them out of there."""

@@ -28,7 +28,7 @@ _SYNONYMS = {
     "wood": ["wooden"],
     "tile": ["tiles"],
 }
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def question_rows(room: Room, chosen: list[Candidate], rng: np.random.Generator)
 def accepted_answers(answer: str) -> list[str]:
     """Return the answer followed by other wordings of it."""
     if answer.isdigit():
-        return [answer, _NUMBERS[int(answer)]]
+        return [answer, *_NUMBERS[int(answer) : int(answer) + 1]]
     if answer.startswith("on the "):
         support = answer.removeprefix("on the ")
         return [answer, f"on top of the {support}", support]

@@ -9,7 +9,7 @@ from datasets_scripts.rooms.scene import Room
 from datasets_scripts.rooms.shade import LightBatch, develop, pack_lights, shade
 from datasets_scripts.rooms.trace import RoomBatch, Views, pack_rooms, trace
 
-_PIXELS_PER_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}
+_PIXELS_PER_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 20}
 _SUBPIXELS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
 
 

@@ -4,7 +4,7 @@ A text does not fix a point, so a situation holds several possible standpoints. 
 the same side from all of them, and clearly so from the main one. Bearings are degrees, positive to the left.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import shapely
@@ -47,6 +47,8 @@ class Situation:
     positions: np.ndarray
     directions: np.ndarray
     mentioned: tuple[int, ...]
+    _known: dict[tuple[object, ...], str | int | None] = field(default_factory=dict, repr=False, compare=False)
+    """Answers that several families of questions ask for."""
 
     def bearings(self, point: np.ndarray) -> np.ndarray:
         """Return the bearing [P] of a point [2] from every standpoint, degrees, positive to the left."""
@@ -57,31 +59,42 @@ class Situation:
 
     def side(self, facts: Facts, index: int) -> str | None:
         """Return on which of SIDES a thing lies, None if that is debatable or it stands too near."""
+        key = ("side", index)
+        if key not in self._known:
+            self._known[key] = self._find_side(facts, index)
+        return self._known[key]
+
+    def _find_side(self, facts: Facts, index: int) -> str | None:
         if index in self.mentioned:
-            return None
-        here = shapely.points(self.positions)
-        if shapely.distance(here, facts.polygons[index]).min() < _TOO_NEAR:
             return None
         bearings = self.bearings(facts.item(index).origin[:2])
         side = _side_of(float(bearings[0]), _STRICT)
-        return side if side and all(_side_of(float(value), _LOOSE) == side for value in bearings[1:]) else None
+        if side is None or any(_side_of(float(value), _LOOSE) != side for value in bearings[1:]):
+            return None
+        distances = shapely.distance(shapely.points(self.positions), facts.polygons[index])
+        return None if distances.min() < _TOO_NEAR else side
 
     def nearest_on(self, facts: Facts, side: str) -> int | None:
         """Return the closest standing thing on a side, from every standpoint and whatever the sector's exact width."""
+        key = ("nearest", tuple(facts.kept), side)
+        if key not in self._known:
+            self._known[key] = self._find_nearest(facts, side)
+        return self._known[key]
+
+    def _find_nearest(self, facts: Facts, side: str) -> int | None:
+        members = [i for i in facts.standing if i not in self.mentioned]
+        if not members:
+            return None
+        distances = shapely.distance(shapely.points(self.positions)[:, None], facts.polygons[members][None])
+        bearings = np.stack([self.bearings(facts.item(i).origin[:2]) for i in members], axis=1)
         winners = set()
-        for position, direction in zip(self.positions, self.directions):
-            here = Situation("", "", position[None], direction[None], ())
-            point = shapely.Point(position)
+        for distance, bearing in zip(distances.tolist(), bearings.tolist()):
             for widening in (-_WIDE / 2, _WIDE):
-                members = [
-                    i
-                    for i in facts.standing
-                    if i not in self.mentioned
-                    and _side_of(float(here.bearings(facts.item(i).origin[:2])[0]), -widening) == side
-                ]
-                distances = [float(shapely.distance(point, facts.polygons[i])) for i in members]
-                winners.add(clear_minimum(distances, members, reach=4.0))
-        winner = winners.pop() if len(winners) == 1 else None
+                inside = [k for k, value in enumerate(bearing) if _side_of(value, -widening) == side]
+                winners.add(clear_minimum([distance[k] for k in inside], [members[k] for k in inside], reach=4.0))
+            if len(winners) > 1:
+                return None
+        winner = winners.pop()
         return winner if winner is not None and self.side(facts, winner) == side else None
 
     def can_see(self, facts: Facts, index: int) -> bool | None:

@@ -20,7 +20,7 @@ from datasets_scripts.schema import file_sha256
 
 _MIN_CHUNK = 16  # rooms
 _MAX_CHUNKS = 256
-_BATCH = 4  # rooms rendered together
+_BATCH = {"cpu": 4, "cuda": 16}  # rooms rendered together; several processes share a GPU
 _JPEG_QUALITY = 90
 
 
@@ -49,6 +49,8 @@ class RoomsSource:
     seed: int = 0
     questions_per_scene: int = 12
     actions_per_scene: int = 4
+    dense_labels: bool = False
+    device: str = "cpu"
 
     name = "rooms"
 
@@ -63,6 +65,8 @@ class RoomsSource:
         group.add_argument("--seed", type=int, default=0, help="another seed gives other rooms")
         group.add_argument("--questions-per-scene", type=int, default=12)
         group.add_argument("--actions-per-scene", type=int, default=4)
+        group.add_argument("--dense-labels", action="store_true", help="also store what every pixel shows")
+        group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the rooms are rendered")
 
     @staticmethod
     def from_arguments(args: argparse.Namespace) -> "RoomsSource":
@@ -81,7 +85,16 @@ class RoomsSource:
             faults.append("--questions-per-scene and --actions-per-scene are both 0: nothing would be asked")
         if faults:
             raise ValueError("; ".join(faults))
-        names = ("scenes", "views", "size", "seed", "questions_per_scene", "actions_per_scene")
+        names = (
+            "scenes",
+            "views",
+            "size",
+            "seed",
+            "questions_per_scene",
+            "actions_per_scene",
+            "dense_labels",
+            "device",
+        )
         return RoomsSource(heldout=heldout, **{name: getattr(args, name) for name in names})
 
     def options(self) -> dict[str, Any]:
@@ -103,13 +116,16 @@ class RoomsSource:
 
     def rows(self, chunk: Chunk) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield ("scenes/<split>" or "samples/<split>", row), the scene before its samples."""
-        for start in range(chunk.start, chunk.stop, _BATCH):
-            numbers = range(start, min(start + _BATCH, chunk.stop))
+        for start in range(chunk.start, chunk.stop, _BATCH[self.device]):
+            numbers = range(start, min(start + _BATCH[self.device], chunk.stop))
             rooms = [generate_room(self.seed, chunk.split, number, self.views) for number in numbers]
-            rendered = render_batch(rooms, size=self.size)
+            rendered = render_batch(rooms, self.device, size=self.size)
             pixels = count_pixels(rooms, rendered["instances"])
+            rendered = {key: value.cpu() for key, value in rendered.items()}
             for index, (number, room) in enumerate(zip(numbers, rooms)):
                 yield f"scenes/{chunk.split}", scene_row(room, {key: value[index] for key, value in rendered.items()})
+                if self.dense_labels:
+                    yield f"labels/{chunk.split}", label_row(room, rendered["instances"][index].numpy())
                 table = "samples/train" if chunk.split == "train" else f"samples/{('val', 'test')[number % 2]}"
                 for row in self.samples(room, chunk.split, number, pixels[index]):
                     yield table, row
@@ -135,13 +151,28 @@ def scene_row(room: Room, rendered: dict[str, torch.Tensor]) -> dict[str, Any]:
         "room_id": room.room_id,
         "source": "rooms",
         "frame_ids": room.frame_ids,
-        "images": [_jpeg(image) for image in rendered["images"].permute(0, 2, 3, 1).cpu().numpy()],
-        "intrinsics": [rendered["intrinsics"].cpu().numpy()] * len(world_from_cam),
+        "images": [_jpeg(image) for image in rendered["images"].permute(0, 2, 3, 1).numpy()],
+        "intrinsics": [rendered["intrinsics"].numpy()] * len(world_from_cam),
         "world_from_cam": list(world_from_cam),
-        "depth": [_depth_png(depth) for depth in rendered["depth"].cpu().numpy()],
+        "depth": [_depth_png(depth) for depth in rendered["depth"].numpy()],
         "is_metric": True,
         "is_gravity_aligned": True,
         "world_from_source": room.world_from_room,
+    }
+
+
+def label_row(room: Room, instances: np.ndarray) -> dict[str, Any]:
+    """Return what the pixels of a room's views show, as a row of LABEL_FEATURES; instances int16 [V, H, W]."""
+    boxes = [room.object_target(item) for item in room.objects] + [room.wall_target(wall) for wall in room.walls]
+    colors = [item.color for item in room.objects] + [None] * len(room.walls)
+    things = [{**box, "color": color, "axes": np.ravel(box["axes"]).tolist()} for box, color in zip(boxes, colors)] + [
+        {"label": label, "kind": None, "color": None, "center": [], "size": [], "axes": []}
+        for label in ("floor", "ceiling")
+    ]
+    return {
+        "scene_id": room.room_id,
+        "instances": [_png(view.astype(np.uint8)) for view in instances],
+        "things": things,
     }
 
 
@@ -152,7 +183,10 @@ def _jpeg(image: np.ndarray) -> dict[str, Any]:
 
 
 def _depth_png(depth: np.ndarray) -> dict[str, Any]:
-    millimetres = np.clip(np.rint(depth * 1000), 0, 65535).astype(np.uint16)
+    return _png(np.clip(np.rint(depth * 1000), 0, 65535).astype(np.uint16))
+
+
+def _png(values: np.ndarray) -> dict[str, Any]:
     buffer = io.BytesIO()
-    Image.fromarray(millimetres).save(buffer, "PNG", compress_level=4)
+    Image.fromarray(values).save(buffer, "PNG", compress_level=4)
     return {"bytes": buffer.getvalue(), "path": None}

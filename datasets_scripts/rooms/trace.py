@@ -14,7 +14,7 @@ import torch
 from datasets_scripts.rooms.scene import BOX, CYLINDER, ELLIPSOID, QUAD, Room
 
 NEAR = 0.05  # metres
-_PAIRS_PER_CHUNK = {"cpu": 1 << 17, "cuda": 1 << 25}
+_PAIRS_PER_CHUNK = {"cpu": 1 << 17, "cuda": 1 << 22}
 _NOTHING = torch.iinfo(torch.int64).max
 _CORNERS = torch.tensor([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
 _EDGES = torch.tensor([[a, b] for a in range(8) for b in range(a + 1, 8) if (a ^ b) in (1, 2, 4)]).T

@@ -1,0 +1,104 @@
+"""What a scene's latents know of its space: rays ask them for depth, and in training for what they meet.
+
+Training only: the decoder is added to a model before it trains and is not saved with it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .modeling_perceiver import PerceiverAttention, RayEmbedding
+
+BOX_NUMBERS = 8
+"""Centre, extent (width, depth, height) and horizontal normal, as an action states them, in ref metres."""
+UNKNOWN = -1
+DECODER_LAYERS, HEAD_DIM = 2, 32
+
+
+class RayDecoderLayer(nn.Module):
+    """Cross-attention from rays to latents, then an MLP; pre-norm residual branches."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query_norm, self.context_norm, self.mlp_norm = (nn.LayerNorm(dim) for _ in range(3))
+        self.attention = PerceiverAttention(dim, max(1, dim // HEAD_DIM))
+        self.fc1, self.fc2 = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
+
+    def forward(self, rays: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Rays [S, R, dim], latents [S, N, dim] -> [S, R, dim]."""
+        rays = rays + self.attention(self.query_norm(rays), self.context_norm(latents), None)
+        return rays + self.fc2(F.gelu(self.fc1(self.mlp_norm(rays))))
+
+
+class RayDecoder(nn.Module):
+    """Rays cross-attend to the latents and predict log depth; with `num_classes` also class, colour and box.
+
+    Args:
+        dim: width of the latents as the text model sees them.
+        num_classes, num_colors: sizes of the dense labels' vocabularies; 0 = depth alone.
+        depth_weight, label_weight: weights of the two kinds of losses.
+    """
+
+    def __init__(
+        self, dim: int, num_classes: int = 0, num_colors: int = 0, depth_weight: float = 1.0, label_weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.depth_weight, self.label_weight = depth_weight, label_weight
+        self.sizes = (1, num_classes, num_colors, BOX_NUMBERS if num_classes else 0)
+        self.embedding = RayEmbedding(dim)
+        self.layers = nn.ModuleList(RayDecoderLayer(dim) for _ in range(DECODER_LAYERS))
+        self.norm = nn.LayerNorm(dim)
+        self.out = nn.Linear(dim, sum(self.sizes))
+
+    def forward(self, latents: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Losses of S scenes.
+
+        Args:
+            latents: [S, N, dim].
+            targets: rays float32 [S, R, 6] (Plücker coordinates in ref), depth float32 [S, R] in metres and depth_mask
+                bool [S, R]; with classes also classes, colors int64 [S, R] (-1 = unknown), boxes float32 [S, R, 8] and
+                boxes_mask bool [S, R].
+
+        Returns:
+            "geometry_consistency": L1 of log depth; "labels": cross-entropies and smooth L1 in metres; float32 scalars.
+        """
+        rays = self.embedding(targets["rays"])
+        for layer in self.layers:
+            rays = layer(rays, latents.to(rays.dtype))
+        log_depth, classes, colors, boxes = self.out(self.norm(rays)).float().split(self.sizes, dim=-1)
+        depth = targets["depth"].clamp_min(1e-3).log()
+        losses = {"geometry_consistency": _masked_mean((log_depth[..., 0] - depth).abs(), targets["depth_mask"])}
+        if self.sizes[1]:
+            losses["labels"] = label_losses(classes, colors, boxes, targets)
+        return losses
+
+    def weighted(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Their sum by the weights of the two kinds."""
+        return self.depth_weight * losses["geometry_consistency"] + self.label_weight * losses.get("labels", 0.0)
+
+
+def label_losses(
+    classes: torch.Tensor, colors: torch.Tensor, boxes: torch.Tensor, targets: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Cross-entropy of class and colour, and smooth L1 of boxes, each a mean over what is known.
+
+    classes, colors: logits [..., C]; boxes [..., 8]; targets as in `RayDecoder.forward`.
+    """
+    total = _cross_entropy(classes, targets["classes"]) + _cross_entropy(colors, targets["colors"])
+    box = F.smooth_l1_loss(boxes, targets["boxes"], reduction="none", beta=0.1).mean(-1)
+    return total + _masked_mean(box, targets["boxes_mask"])
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=UNKNOWN, reduction="none")
+    return _masked_mean(losses, labels.flatten() != UNKNOWN)
+
+
+def _masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean where the mask is True; 0 with a graph where it is nowhere, without a look at the values."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp_min(1)
+
+
+__all__ = ["RayDecoder", "label_losses"]

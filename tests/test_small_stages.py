@@ -1,0 +1,134 @@
+"""Stages 0 to 2 of the small model as a user runs them, at the smallest size; and what the ray decoder adds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from datasets_scripts.build import build
+from datasets_scripts.rooms.source import RoomsSource
+from modeling_vggt_qwen3.modeling_rays import RayDecoder
+from modeling_vggt_qwen3.modeling_vggt import VggtModel
+from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
+from tests.fake import fake_batch, small_config, small_model
+from train import main
+from training.arguments import ModelArguments
+from training.small_stages import add_ray_decoder
+
+OPTIONS = ["--prepare_data", "cpu", "--num_views", "2", "--samples_per_scene", "4", "--report_to", "none"]
+OPTIONS += ["--per_device_train_batch_size", "8", "--max_steps", "2", "--logging_steps", "1", "--use_cpu", "true"]
+
+
+def ray_targets(num_scenes: int, num_rays: int = 5) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    shape = (num_scenes, num_rays)
+    return {
+        "rays": torch.randn(*shape, 6, generator=rng),
+        "depth": torch.rand(shape, generator=rng) * 4 + 0.5,
+        "depth_mask": torch.rand(shape, generator=rng) > 0.5,
+        "classes": torch.randint(-1, 7, shape, generator=rng),
+        "colors": torch.randint(-1, 3, shape, generator=rng),
+        "boxes": torch.randn(*shape, 8, generator=rng),
+        "boxes_mask": torch.rand(shape, generator=rng) > 0.5,
+    }
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """Folders of the three stages' results."""
+    folder = tmp_path_factory.mktemp("stages")
+    build(RoomsSource(4, 2, views=2, size=56, dense_labels=True), folder / "rooms", num_proc=1, progress=False)
+    config = small_config()
+    config.text_config.vocab_size = 1536
+    (folder / "model.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    data = ["--dataset", str(folder / "rooms"), "--prepared_dir", str(folder / "prepared"), *OPTIONS]
+    model = ["--model", str(folder / "model.json")]
+    rays = ["--geometry_consistency", "0.5", "--latent_labels", "1", "--num_rays", "8", "--any_answer", "false"]
+    main([*data, *model, "--objective", "reconstruction", "--output_dir", str(folder / "0")])
+    vision = ["--vision_checkpoint", str(folder / "0"), "--tasks", "rooms_qa"]
+    main([*data, *model, *vision, *rays, "--output_dir", str(folder / "1"), "--save_steps", "1"])
+    mix = ["--task_mix", '{"rooms_actions": 0.5, "rooms_qa": 0.5}']
+    main([*data, "--model", str(folder / "1"), *mix, *rays, "--output_dir", str(folder / "2")])
+    return folder
+
+
+def test_the_encoder_of_stage_0_is_the_frozen_one_of_the_others(stages):
+    encoder = VggtModel.from_pretrained(stages / "0").state_dict()
+    fresh = VggtModel(small_config().vision_config).state_dict()
+    for stage in ("1", "2"):
+        kept = VggtQwen3ForConditionalGeneration.from_pretrained(stages / stage).model.vision_model.state_dict()
+        for name, tensor in encoder.items():
+            torch.testing.assert_close(kept[name], tensor, rtol=0, atol=0)
+    assert any(not torch.equal(encoder[name], fresh[name]) for name in fresh)
+
+
+def test_training_helpers_are_in_checkpoints_alone(stages):
+    checkpoint = stages / "1" / "checkpoint-1"
+    assert (checkpoint / "ray_decoder.safetensors").is_file()
+    for folder in (stages / "1", stages / "2", checkpoint):
+        names = load_file(folder / "model.safetensors")
+        assert not any("ray_decoder" in name for name in names)
+    assert not (stages / "1" / "ray_decoder.safetensors").exists()
+    assert not (stages / "0" / "patch_heads.safetensors").exists()
+
+
+def test_resuming_finds_the_ray_decoder(stages):
+    before = load_file(stages / "1" / "checkpoint-2" / "ray_decoder.safetensors")
+    folder = stages / "1"
+    data = ["--dataset", str(stages / "rooms"), "--prepared_dir", str(stages / "prepared"), *OPTIONS]
+    model = ["--model", str(stages / "model.json"), "--vision_checkpoint", str(stages / "0"), "--tasks", "rooms_qa"]
+    rays = ["--geometry_consistency", "0.5", "--latent_labels", "1", "--num_rays", "8", "--any_answer", "false"]
+    resume = ["--resume_from_checkpoint", str(folder / "checkpoint-1"), "--save_steps", "1"]
+    main([*data, *model, *rays, "--output_dir", str(folder), *resume])
+    after = load_file(folder / "checkpoint-2" / "ray_decoder.safetensors")
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_reconstruction_wants_dense_labels(rooms, tmp_path):
+    with pytest.raises(ValueError, match=r"dense labels.*--dense-labels"):
+        main(["--dataset", str(rooms), "--objective", "reconstruction", "--output_dir", str(tmp_path), *OPTIONS[2:]])
+
+
+def test_rays_train_the_latents(rooms):
+    model = small_model().train()
+    model.add_ray_decoder(num_classes=7, num_colors=3, depth_weight=0.5, label_weight=2.0)
+    batch = fake_batch(model.config)
+    labels = batch["input_ids"].clone()
+    plain = model(**batch, labels=labels)
+    rayed = model(**batch, labels=labels, ray_targets={**ray_targets(2), "share": 4})
+    losses = rayed.auxiliary_losses
+    expected = plain.loss + (0.5 * losses["geometry_consistency"] + 2 * losses["labels"]) / 4
+    torch.testing.assert_close(rayed.loss, expected)
+    (rayed.loss - plain.loss).backward()
+    assert model.model.resampler.latents.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="add_ray_decoder"):
+        small_model()(**batch, labels=labels, ray_targets=ray_targets(2))
+
+
+def test_only_what_is_known_counts():
+    decoder = RayDecoder(16, num_classes=7, num_colors=3)
+    targets, latents = ray_targets(2), torch.randn(2, 4, 16)
+    losses = decoder(latents, targets)
+    wild = {
+        **targets,
+        "depth": torch.where(targets["depth_mask"], targets["depth"], 1e6),
+        "boxes": torch.where(targets["boxes_mask"][..., None], targets["boxes"], 1e6),
+    }
+    assert losses == decoder(latents, wild)
+    nothing = {**targets, "depth_mask": torch.zeros(2, 5, dtype=torch.bool)}
+    assert decoder(latents, nothing)["geometry_consistency"] == 0
+
+
+def test_labels_end_in_time(rooms):
+    model = small_model()
+    (end,) = add_ray_decoder(model, ModelArguments(latent_labels=1.5, latent_labels_until=0.3))
+    state = type("State", (), {"max_steps": 10, "global_step": 2})()
+    end.on_step_begin(None, state, None)
+    assert model.ray_decoder.label_weight == 1.5
+    state.global_step = 3
+    end.on_step_begin(None, state, None)
+    assert model.ray_decoder.label_weight == 0

@@ -1,0 +1,324 @@
+"""Datasets prepared for speed: batches made by indexing arrays that may lie on the accelerator whole.
+
+Small models see so many samples a second that decoding and tokenising them anew would leave the accelerator idle. A
+batch equals the collator's packed one for the same draws (`tests/test_prepared.py`), and may carry dense labels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+from datasets_scripts.schema import ACTION_TASKS
+from modeling_vggt_qwen3.modeling_perceiver import SceneGeometry, patch_rays
+from processing.geometry_vggt_qwen3 import NUM_DEPTH_BINS
+from processing.processing_vggt_qwen3 import VggtQwen3Processor
+
+from .collator import VISION_END, drawn_inputs, random_stream
+from .data import Draw, SceneDataset, draw_views
+from .packing import IGNORE_INDEX, PADDING_SEGMENT
+from .prepare import MARKER
+
+Batch = dict[str, Any]
+
+
+class PreparedScenes:
+    """Arrays of a `SceneDataset`: N scenes of K views of P patches, T things a scene, M samples.
+
+    `scenes` maps names to tensors on `device`: pixels uint8 [N, K, 3, H, W]; intrinsics float32 [N, K, 3, 3] of the
+    model's image; world_from_cam, ref_from_world float64 [N, K, 4, 4], ref of each view; points float32 [N, K, P, 3]
+    in camera metres and points_mask bool [N, K, P]; depth_hist float32 [N, K, 16]. With dense labels also patch_thing
+    uint8 [N, K, P] (0 = nothing); depth_mm int16 [N, K, H, W]; thing_label, thing_color and thing_kind int8 [N, T]
+    (indices, -1 = none); thing_center, thing_size float32 [N, T, 3] and thing_axes float32 [N, T, 2, 2] (horizontal
+    part of the first two box axes), world frame.
+    """
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        made = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        self.device = torch.device(device)
+        self.samples = [tuple(sample) for sample in made["samples"]]
+        self.heads = [np.asarray(head, np.int64) for head in made["heads"]]
+        self.text = {name: np.load(folder / f"text_{name}.npy") for name in made["text"]}
+        self.scenes = {name: self._load(folder / f"{name}.npy") for name in made["scenes"]}
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are dense labels."""
+        return "patch_thing" in self.scenes
+
+    def _load(self, path: Path) -> torch.Tensor:
+        tensor = torch.from_numpy(np.load(path, mmap_mode="c"))
+        if self.device.type == "cpu":
+            return tensor
+        moved = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+        for start in range(0, len(tensor), 1024):
+            moved[start : start + 1024] = tensor[start : start + 1024].to(self.device)
+        return moved
+
+    def take(self, name: str, scenes: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
+        """Rows [S, ...] of scenes [S], or [S, V, ...] of their views [S, V]."""
+        return self.scenes[name][scenes] if views is None else self.scenes[name][scenes[:, None], views]
+
+    def rows_of(self, dataset: SceneDataset) -> list[int]:
+        """The prepared sample of each of a dataset's, which may be some of those prepared."""
+        rows = {(table, row): index for index, (table, row) in enumerate(self.samples)}
+        return [rows[table, row] for table, row, *_ in dataset.samples]
+
+    def question(self, sample: int) -> np.ndarray:
+        """Tokens behind the placeholders: `<|vision_end|>`, the question, the assistant's beginning."""
+        start, end = self.text["tail_offsets"][sample : sample + 2]
+        return self.text["tail_tokens"][start:end]
+
+    def answers(self, sample: int) -> list[np.ndarray]:
+        """Tokens of each accepted answer; of an action, of its text as seen by each view, or by its anchor alone."""
+        first, last = self.text["first_answer"][sample : sample + 2]
+        offsets = self.text["answer_offsets"][first : last + 1]
+        return [self.text["answer_tokens"][start:end] for start, end in itertools.pairwise(offsets)]
+
+
+class PreparedCollator:
+    """Draws -> one packed batch of the batch table; scene tensors on the device of the arrays, text on the CPU.
+
+    Args:
+        prepared, dataset: the arrays and the dataset that they were made of.
+        processor, task_names, geometry_dropout, depth_dropout, any_answer: as in `SceneCollator`.
+        num_rays: rays a scene in `ray_targets` (see `ray_targets`); 0 = none.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedScenes,
+        dataset: SceneDataset,
+        processor: VggtQwen3Processor,
+        task_names: Sequence[str],
+        *,
+        geometry_dropout: float = 0.0,
+        depth_dropout: float = 0.0,
+        any_answer: bool = True,
+        num_rays: int = 0,
+    ) -> None:
+        self.prepared, self.dataset, self.processor = prepared, dataset, processor
+        self.task_ids = {name: index for index, name in enumerate(task_names)}
+        self.dropouts = (geometry_dropout, depth_dropout)
+        self.any_answer, self.num_rays = any_answer, num_rays
+        self.rows = prepared.rows_of(dataset)
+        self.vision_end = processor.tokenizer.convert_tokens_to_ids(VISION_END)
+        self.patch_size = processor.image_processor.patch_size
+
+    def __call__(self, draws: Sequence[Draw]) -> Batch:
+        kept = [drawn_inputs(draw, *self.dropouts) for draw in draws]
+        views = [self._views(draw) for draw in draws]
+        scenes = self.scene_tensors(draws, views, kept)
+        batch = {**self._text(draws, views, [cameras for cameras, _ in kept]), **scenes}
+        if self.num_rays:
+            batch["ray_targets"] = ray_targets(self.prepared, draws, views, batch, self.num_rays, self.patch_size)
+        return batch
+
+    def _views(self, draw: Draw) -> list[int]:
+        frame_ids = self.dataset.frame_ids[draw.scene]
+        return draw_views(frame_ids, self.dataset.num_views, draw.anchor, draw.seed)
+
+    def scene_tensors(
+        self, draws: Sequence[Draw], views: list[list[int]], kept: list[tuple[bool, bool]] | None = None
+    ) -> Batch:
+        """Every key of the batch table whose first dimension is S; `kept` = (cameras, depth) shown, by default both."""
+        take, device = self.prepared.take, self.prepared.device
+        scene = torch.tensor([draw.scene for draw in draws], device=device)
+        view = torch.tensor(views, device=device)
+        kept = kept or [(True, True)] * len(draws)
+        known = torch.tensor([cameras for cameras, _ in kept], device=device)
+        deep = torch.tensor([cameras and depth for cameras, depth in kept], device=device)
+        camera = take("world_from_cam", scene, view)
+        ref_from_world = self.prepared.scenes["ref_from_world"][scene, view[:, 0]]
+        ref_from_cam = ref_from_world[:, None] @ camera
+        points = take("points", scene, view).double() @ ref_from_cam[..., :3, :3].mT + ref_from_cam[..., None, :3, 3]
+        mask = take("points_mask", scene, view) & deep[:, None, None]
+        eye = torch.eye(4, device=device)
+        return {
+            "pixel_values": take("pixels", scene, view),
+            "view_mask": torch.ones_like(view, dtype=torch.bool),
+            "geometry_mask": known,
+            "ref_from_cam": torch.where(known[:, None, None, None], ref_from_cam.float(), eye),
+            "intrinsics": torch.where(known[:, None, None, None], take("intrinsics", scene, view), eye[:3, :3]),
+            "depth_hist": torch.where(deep[:, None, None], take("depth_hist", scene, view), 0.0),
+            "patch_points": torch.where(mask[..., None], points.float(), 0.0),
+            "patch_points_mask": mask,
+            "world_from_ref": torch.where(known[:, None, None], torch.linalg.inv(ref_from_world).float(), torch.nan),
+        }
+
+    def _text(self, draws: Sequence[Draw], views: list[list[int]], cameras: list[bool]) -> Batch:
+        rows, scene_index = [], []
+        for index, (draw, drawn) in enumerate(zip(draws, views)):
+            groups: dict[int, list[int]] = {}
+            for sample in draw.samples:
+                groups.setdefault(int(self.prepared.text["head"][self.rows[sample]]), []).append(sample)
+            visual = self.processor.num_visual_tokens(len(drawn), cameras[index])
+            for head, samples in groups.items():
+                rows.append(self._row(head, visual, samples, draw, drawn[0]))
+                scene_index.append(index)
+        batch = _padded(rows, self.processor.tokenizer.pad_token_id)
+        return {**batch, "scene_index": torch.tensor(scene_index)}
+
+    def _row(self, head: int, visual: int, samples: list[int], draw: Draw, first_view: int) -> dict[str, np.ndarray]:
+        """`[prefix][q1 a1][q2 a2]…`; see packing.py."""
+        placeholders = np.full(visual, self.processor.image_token_id)
+        prefix = np.concatenate([self.prepared.heads[head], placeholders, [self.vision_end]])
+        pieces, segments, tasks = [prefix], [0], [self._task(samples[0])]
+        for number, sample in enumerate(samples, start=1):
+            pieces += [self.prepared.question(self.rows[sample])[1:], self._answer(sample, draw, first_view)]
+            segments += [number, number]
+            tasks += [self._task(sample)] * 2
+        lengths = np.array([len(piece) for piece in pieces])
+        ids = np.concatenate(pieces).astype(np.int64)
+        is_answer = np.repeat(np.arange(len(pieces)) % 2 == 0, lengths)
+        is_answer[: len(prefix)] = False
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        begins = len(prefix) - starts  # a segment's positions go on behind the prefix
+        begins[0] = 0
+        begins[2::2] = begins[1::2]
+        return {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "labels": np.where(is_answer, ids, IGNORE_INDEX),
+            "task_ids": np.repeat(tasks, lengths),
+            "position_ids": np.arange(len(ids)) + np.repeat(begins, lengths),
+            "segment_ids": np.repeat(segments, lengths),
+        }
+
+    def _task(self, sample: int) -> int:
+        return self.task_ids[self.dataset.samples[sample][3]]
+
+    def _answer(self, sample: int, draw: Draw, first_view: int) -> np.ndarray:
+        answers = self.prepared.answers(self.rows[sample])
+        if self.dataset.samples[sample][3] in ACTION_TASKS:
+            return answers[first_view if len(answers) > 1 else 0]
+        if draw.seed is None or not self.any_answer:
+            return answers[0]
+        return answers[int(random_stream(draw, "answer").integers(len(answers)))]
+
+
+class DrawnScenes(TorchDataset):
+    """Hands draws on to a `PreparedCollator` as they are."""
+
+    def __init__(self, dataset: SceneDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> Draw:
+        return draw
+
+
+def _padded(rows: list[dict[str, np.ndarray]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    fill = {"input_ids": pad_token_id, "labels": IGNORE_INDEX, "segment_ids": PADDING_SEGMENT}
+    longest = max(len(row["input_ids"]) for row in rows)
+    out = {}
+    for key in rows[0]:
+        array = np.full((len(rows), longest), fill.get(key, 0), np.int64)
+        for index, row in enumerate(rows):
+            array[index, : len(row[key])] = row[key]
+        out[key] = torch.from_numpy(array)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------- dense labels
+
+
+def dense_labels(
+    prepared: PreparedScenes, scene: torch.Tensor, views: torch.Tensor, ref_from_world: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What the patches of scenes [S] and their views [S, V] show; the boxes in the ref frame of view 0.
+
+    Returns:
+        classes, colors int64 [S, V, P] (-1 = unknown); boxes float32 [S, V, P, 8]: centre, extent (width, depth,
+        height), horizontal normal, each as an action states them; boxes_mask bool [S, V, P].
+    """
+    thing = prepared.take("patch_thing", scene, views).long()
+    flat = thing.flatten(1)
+    table = {name: prepared.scenes[f"thing_{name}"][scene] for name in ("label", "color", "kind")}
+    boxes, has_box = _anchor_boxes(prepared, scene, ref_from_world)
+    return {
+        "classes": table["label"].long().gather(1, flat).view_as(thing),
+        "colors": table["color"].long().gather(1, flat).view_as(thing),
+        "boxes": boxes.gather(1, flat[..., None].expand(-1, -1, 8)).view(*thing.shape, 8),
+        "boxes_mask": has_box.gather(1, flat).view_as(thing),
+    }
+
+
+def _anchor_boxes(
+    prepared: PreparedScenes, scene: torch.Tensor, ref_from_world: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes [S, T, 8] of all things as actions state them (see `_FACING` in action_vggt_qwen3), and their mask."""
+    kind = prepared.scenes["thing_kind"][scene].long()
+    size = prepared.scenes["thing_size"][scene]
+    rotation, shift = ref_from_world[:, :3, :3].float(), ref_from_world[:, None, :3, 3].float()
+    center = prepared.scenes["thing_center"][scene] @ rotation.mT + shift
+    axes = prepared.scenes["thing_axes"][scene] @ rotation[:, None, :2, :2].mT  # [S, T, 2, 2], rows
+    to_camera = torch.nn.functional.normalize(-center[..., :2], dim=-1)
+    candidates = torch.stack((axes, -axes), dim=-3).flatten(-3, -2)  # axis 0, 1, then both turned round
+    best = (candidates * to_camera[..., None, :]).sum(-1).argmax(-1)
+    facing = candidates.gather(-2, best[..., None, None].expand(-1, -1, 1, 2)).squeeze(-2)
+    along = best % 2
+    width, depth = size.gather(-1, (1 - along)[..., None]), size.gather(-1, along[..., None])
+    is_plane, is_round = (kind == 1)[..., None], (kind == 2)[..., None]
+    normal = torch.where(is_plane, axes[..., 1, :], torch.where(is_round, to_camera, facing))
+    width = torch.where(is_plane | is_round, size[..., :1], width)
+    depth = torch.where(is_plane, 0.0, torch.where(is_round, size[..., :1], depth))
+    return torch.cat((center, width, depth, size[..., 2:], normal), dim=-1), kind >= 0
+
+
+def ray_targets(
+    prepared: PreparedScenes,
+    draws: Sequence[Draw],
+    views: list[list[int]],
+    batch: Batch,
+    num_rays: int,
+    patch_size: int,
+) -> dict[str, torch.Tensor]:
+    """What rays through random patches meet, R a scene, whether or not the model's input shows the cameras.
+
+    Returns:
+        rays float32 [S, R, 6], Plücker coordinates in ref; depth float32 [S, R], z-depth in metres, and depth_mask bool
+        [S, R], True where that depth was measured and hidden from the input; with dense labels classes, colors,
+        boxes and boxes_mask as in `dense_labels`, [S, R, ...].
+    """
+    device = prepared.device
+    scene = torch.tensor([draw.scene for draw in draws], device=device)
+    view = torch.tensor(views, device=device)
+    ref_from_world = prepared.scenes["ref_from_world"][scene, view[:, 0]]
+    pixels = batch["pixel_values"]
+    geometry = SceneGeometry(
+        geometry_mask=torch.ones_like(scene, dtype=torch.bool),
+        ref_from_cam=(ref_from_world[:, None] @ prepared.take("world_from_cam", scene, view)).float(),
+        intrinsics=prepared.take("intrinsics", scene, view),
+        depth_hist=pixels.new_zeros((*view.shape, NUM_DEPTH_BINS), dtype=torch.float32),
+        patch_points=prepared.take("points", scene, view),
+        patch_points_mask=prepared.take("points_mask", scene, view),
+        image_size=tuple(pixels.shape[-2:]),
+    )
+    hidden = geometry.patch_points_mask & ~batch["patch_points_mask"]
+    found = {
+        "rays": patch_rays(geometry, patch_size),
+        "depth": geometry.patch_points[..., 2],
+        "depth_mask": hidden,
+    }
+    if prepared.has_labels:
+        found |= dense_labels(prepared, scene, view, ref_from_world)
+    generator = torch.Generator(device).manual_seed(int(random_stream(draws[0], "rays").integers(2**31)))
+    total = hidden.shape[1] * hidden.shape[2]
+    chosen = torch.rand(len(draws), total, generator=generator, device=device).topk(min(num_rays, total)).indices
+    return {key: _pick(value.flatten(1, 2), chosen) for key, value in found.items()}
+
+
+def _pick(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """[S, K, ...] at [S, R] -> [S, R, ...]."""
+    index = chosen.view(*chosen.shape, *(1,) * (values.ndim - 2)).expand(*chosen.shape, *values.shape[2:])
+    return values.gather(1, index)
