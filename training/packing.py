@@ -40,13 +40,21 @@ def pack_batch(batch: dict[str, torch.Tensor], prefix_end_id: int, pad_token_id:
         groups.setdefault(key, []).append((row, prefix, length))
     packed = [_pack_row(batch, members) for members in groups.values()]
     out = {key: value for key, value in batch.items() if key not in (*ROW_KEYS, "attention_mask", "scene_index")}
-    longest = max(len(row["input_ids"]) for row in packed)
-    length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    for key in packed[0]:
-        fill = pad_token_id if key == "input_ids" else FILL.get(key, 0)
-        rows = [torch.nn.functional.pad(row[key], (0, length - len(row[key])), value=fill) for row in packed]
-        out[key] = torch.stack(rows)
+    out |= pad_rows(packed, pad_token_id)
     out["scene_index"] = torch.tensor([key[0] for key in groups])
+    return out
+
+
+def pad_rows(rows: list[dict[str, torch.Tensor]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Packed rows of any lengths -> tensors [rows, length], padded to a multiple of `LENGTH_MULTIPLE`."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    out = {}
+    for key in rows[0]:
+        fill = pad_token_id if key == "input_ids" else FILL.get(key, 0)
+        out[key] = torch.full((len(rows), length), fill)
+        for index, row in enumerate(rows):
+            out[key][index, : len(row[key])] = row[key]
     return out
 
 

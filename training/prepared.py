@@ -23,7 +23,7 @@ from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
 from .collator import VISION_END, drawn_inputs, random_stream
 from .data import Draw, SceneDataset, draw_views
-from .packing import IGNORE_INDEX, PADDING_SEGMENT
+from .packing import IGNORE_INDEX, pad_rows
 from .prepare import MARKER
 
 Batch = dict[str, Any]
@@ -163,10 +163,10 @@ class PreparedCollator:
             for head, samples in groups.items():
                 rows.append(self._row(head, visual, samples, draw, drawn[0]))
                 scene_index.append(index)
-        batch = _padded(rows, self.processor.tokenizer.pad_token_id)
+        batch = pad_rows(rows, self.processor.tokenizer.pad_token_id)
         return {**batch, "scene_index": torch.tensor(scene_index)}
 
-    def _row(self, head: int, visual: int, samples: list[int], draw: Draw, first_view: int) -> dict[str, np.ndarray]:
+    def _row(self, head: int, visual: int, samples: list[int], draw: Draw, first_view: int) -> dict[str, torch.Tensor]:
         """`[prefix][q1 a1][q2 a2]…`; see packing.py."""
         placeholders = np.full(visual, self.processor.image_token_id)
         prefix = np.concatenate([self.prepared.heads[head], placeholders, [self.vision_end]])
@@ -183,7 +183,7 @@ class PreparedCollator:
         begins = len(prefix) - starts  # a segment's positions go on behind the prefix
         begins[0] = 0
         begins[2::2] = begins[1::2]
-        return {
+        row = {
             "input_ids": ids,
             "attention_mask": np.ones_like(ids),
             "labels": np.where(is_answer, ids, IGNORE_INDEX),
@@ -191,6 +191,7 @@ class PreparedCollator:
             "position_ids": np.arange(len(ids)) + np.repeat(begins, lengths),
             "segment_ids": np.repeat(segments, lengths),
         }
+        return {key: torch.from_numpy(values) for key, values in row.items()}
 
     def _task(self, sample: int) -> int:
         return self.task_ids[self.dataset.samples[sample][3]]
@@ -215,18 +216,6 @@ class DrawnScenes(TorchDataset):
 
     def __getitem__(self, draw: Draw) -> Draw:
         return draw
-
-
-def _padded(rows: list[dict[str, np.ndarray]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    fill = {"input_ids": pad_token_id, "labels": IGNORE_INDEX, "segment_ids": PADDING_SEGMENT}
-    longest = max(len(row["input_ids"]) for row in rows)
-    out = {}
-    for key in rows[0]:
-        array = np.full((len(rows), longest), fill.get(key, 0), np.int64)
-        for index, row in enumerate(rows):
-            array[index, : len(row[key])] = row[key]
-        out[key] = torch.from_numpy(array)
-    return out
 
 
 # ------------------------------------------------------------------------------------------------------- dense labels
