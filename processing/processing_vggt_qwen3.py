@@ -22,7 +22,8 @@ padded to the largest V, padding last. N = num_latents, plus one token a view wh
 Lengths are metres; cameras have OpenCV axes (x right, y down, z forward); world_from_ref is NaN without cameras so that
 nobody can decode metres that were never known. Camera, point and depth tensors stay float32 whatever `.to(dtype=...)`
 asks for. Made elsewhere, read by the model: position_ids, segment_ids, task_ids int64 [B,T], token_weights float32
-[B,T].
+[B,T]; vision_features, the encoder's output as a dict of layer -> [S,V,P',C] in place of pixel_values (P' patches where
+the model pools them), with image_size (height, width) of the views behind it.
 """
 
 from collections.abc import Sequence

@@ -113,6 +113,7 @@ class SceneTrainer(Trainer):
         self._saved_step: int | None = None
         self._clock: tuple[int, float] | None = None
         self._samples_seen = 0
+        self._copy_stream: torch.cuda.Stream | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; attention of large heads prefers cuDNN, the fastest that takes the mask of packed rows.
@@ -196,9 +197,23 @@ class SceneTrainer(Trainer):
 
     def _prepare_input(self, data: Any) -> Any:
         """Moves tensors without casting them: under DeepSpeed the library would turn cameras into bf16."""
-        if isinstance(data, torch.Tensor):
+        if not isinstance(data, torch.Tensor):
+            return super()._prepare_input(data)
+        if not data.is_pinned():
             return data.to(self.args.device, non_blocking=True)
-        return super()._prepare_input(data)
+        return self._copy_aside(data)
+
+    def _copy_aside(self, data: torch.Tensor) -> torch.Tensor:
+        """To the GPU on a stream of its own, while the step before still computes: cached features are 0.15 GB a
+        scene."""
+        if self._copy_stream is None:
+            self._copy_stream = torch.cuda.Stream(self.args.device)
+        with torch.cuda.stream(self._copy_stream):
+            moved = data.to(self.args.device, non_blocking=True)
+        current = torch.cuda.current_stream(self.args.device)
+        current.wait_stream(self._copy_stream)
+        moved.record_stream(current)
+        return moved
 
     # Loss
 
