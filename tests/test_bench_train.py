@@ -18,23 +18,37 @@ from training.collator import SceneCollator
 from training.data import Draw, SceneDataset
 
 
-def test_figures_of_several_cases(small_json, tmp_path):
-    output, profile = tmp_path / "train.json", tmp_path / "profile.txt"
+def measure(small_json: str, tmp_path, *cases: str) -> list[dict]:
+    """Rows of the figures at a tiny size, which are those of the file."""
+    output = tmp_path / "train.json"
     words = f"--model {small_json} --views 2 --image-size 56 --scenes 2 --questions 3 --tokens 24 --answer-tokens 4"
     words += f" --warmup 1 --steps 2 --output {output} --folder {tmp_path / 'made'}"
-    cases = [f"--profile {profile}", "--cache int8 --lora 2 --checkpointing", "--deepspeed ds_zero3.json --processes 2"]
     figures = main([*words.split(), *[word for case in cases for word in ("--case", case)]])
     assert json.loads(output.read_text()) == figures
-    images, cache, zero3 = figures["rows"]
     for row in figures["rows"]:
         assert row["samples_a_step"] == pytest.approx(6 * row["processes"])
         assert row["samples_per_second"] == pytest.approx(1000 * row["samples_a_step"] / row["step_ms"])
         assert all(ms > 0 for part, ms in row["parts_ms"].items() if part not in ("encoder", "rest")), row
         assert row["loss"][0] > 0
+    return figures["rows"]
+
+
+def test_figures_of_several_cases(small_json, tmp_path):
+    profile = tmp_path / "profile.txt"
+    images, cache = measure(
+        small_json, tmp_path, f"--profile {profile}", "--cache int8 --lora 2 --checkpointing"
+    )  # fmt: skip
     assert images["parts_ms"]["encoder"] > 0 and cache["parts_ms"]["encoder"] == 0
     assert cache["tera_operations_a_step"]["encoder"] == 0 < images["tera_operations_a_step"]["encoder"]
-    assert zero3["efficiency"] == zero3["samples_per_second"] / 2 / images["samples_per_second"]
+    assert cache["efficiency"] == cache["samples_per_second"] / images["samples_per_second"]
     assert "aten::" in profile.read_text()
+
+
+@pytest.mark.slow
+def test_figures_of_several_processes(small_json, tmp_path):
+    one, two = measure(small_json, tmp_path, *(f"--deepspeed ds_zero3.json --processes {n}" for n in (1, 2)))
+    assert two["efficiency"] == pytest.approx(two["samples_per_second"] / 2 / one["samples_per_second"])
+    assert two["parts_ms"]["optimizer"] > 0
 
 
 def test_counts_the_operations_that_a_step_needs(small_json, tmp_path):
