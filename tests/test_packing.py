@@ -11,8 +11,9 @@ from tests.fake import small_config
 from training.adapters import add_adapters
 from training.arguments import CONFIGS
 from training.assembly import build_model
-from training.collator import SceneCollator
+from training.collator import VISION_END, SceneCollator
 from training.data import SceneBatchSampler, SceneDataset
+from training.packing import pack_batch
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,15 @@ def test_a_prefix_is_there_once(parts):
     assert visual[1] * questions == pytest.approx(visual[0] * len(packed["input_ids"]), rel=0.5)
     assert (packed["labels"] != -100).sum() == (separate["labels"] != -100).sum()
     assert packed["attention_mask"].sum() < 0.8 * separate["attention_mask"].sum()
+
+
+def test_weights_of_tokens_stay_what_they_are(parts):
+    batch = collate(parts, False)
+    batch["token_weights"] = torch.full(batch["labels"].shape, 0.25)
+    tokenizer = parts[1].tokenizer
+    packed = pack_batch(batch, tokenizer.convert_tokens_to_ids(VISION_END), tokenizer.pad_token_id)
+    assert packed["token_weights"].dtype == torch.float32
+    assert set(packed["token_weights"][packed["labels"] != -100].tolist()) == {0.25}
 
 
 def test_a_question_does_not_see_its_neighbours(parts):

@@ -52,7 +52,7 @@ def pad_rows(rows: list[dict[str, torch.Tensor]], pad_token_id: int) -> dict[str
     out = {}
     for key in rows[0]:
         fill = pad_token_id if key == "input_ids" else FILL.get(key, 0)
-        out[key] = torch.full((len(rows), length), fill)
+        out[key] = torch.full((len(rows), length), fill, dtype=rows[0][key].dtype)
         for index, row in enumerate(rows):
             out[key][index, : len(row[key])] = row[key]
     return out
