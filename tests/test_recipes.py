@@ -16,9 +16,11 @@ import yaml
 import train
 from training.arguments import CONFIGS, read_yaml
 from training.assembly import load_model
+from training.small_stages import EndOfLabels
 from training.trainer import SceneTrainer
 
 RECIPES = {path.name: read_yaml(path) for path in sorted(CONFIGS.glob("*.yaml"))}
+FULL_SIZE = [name for name in RECIPES if name.startswith("stage")]
 SMALL = {"num_views": 2, "image_size": 28, "max_eval_samples": 8, "eval_generate_samples": 2, "eval_max_new_tokens": 4}
 SMALL |= {"dataloader_num_workers": 0, "per_device_eval_batch_size": 2, "report_to": "none", "max_steps": 2}
 SMALL |= {
@@ -101,6 +103,23 @@ def num_steps(trainer: SceneTrainer) -> int:
     return trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
 
 
+def num_logs(trainer: SceneTrainer) -> int:
+    return sum("loss" in entry for entry in trainer.state.log_history)
+
+
+def compiled(trainer: SceneTrainer) -> bool:
+    return any(module._compiled_call_impl is not None for module in trainer.model.modules())
+
+
+def end_of_labels(trainer: SceneTrainer) -> list[float]:
+    return [callback.share for callback in trainer.callback_handler.callbacks if isinstance(callback, EndOfLabels)]
+
+
+def rays(trainer: SceneTrainer) -> dict[str, Any]:
+    return {key: value.shape for key, value in batches(trainer)[0]["ray_targets"].items()}
+
+
+PREPARED = {"prepare_data": "cpu", "gradient_checkpointing": False}
 QUICK = {"bf16": False, "dtype": "float32", "eval_strategy": "no", "gradient_accumulation_steps": 1}
 QUICK |= {"save_strategy": "no", "max_steps": 1}
 EVALUATING = {**QUICK, "eval_strategy": "steps", "eval_steps": 1}
@@ -142,6 +161,18 @@ CASES = {
     "eval_max_new_tokens": Case(9, lambda t: t.answer_check.max_new_tokens),
     "save_strategy": Case("no", saved, SAVING, trained=True),
     "save_steps": Case(1, saved, SAVING, trained=True),
+    "logging_steps": Case(1, num_logs, {**QUICK, "max_steps": 2}, trained=True),
+    "max_steps": Case(2, lambda t: t.state.global_step, QUICK, trained=True),
+    "tasks": Case(["rooms_qa"], lambda t: len(t.train_dataset), {"task_mix": None}),
+    "any_answer": Case(False, lambda t: t.data_collator.any_answer),
+    "compile_parts": Case(["text"], compiled),
+    "objective": Case("reconstruction", refused="wants dense labels"),
+    "vision_checkpoint": Case("nowhere", refused="vision_checkpoint is nowhere, but the checkpoint"),
+    "prepare_data": Case("cpu", lambda t: t.prepared is None),
+    "geometry_consistency": Case(0.2, lambda t: t.model.ray_decoder is None, PREPARED),
+    "latent_labels": Case(1.0, lambda t: t.model.ray_decoder is None, PREPARED),
+    "latent_labels_until": Case(0.5, end_of_labels, {**PREPARED, "latent_labels": 1.0}),
+    "num_rays": Case(7, rays, {**PREPARED, "geometry_consistency": 0.2}),
     "save_total_limit": Case(1, saved, {**SAVING, "save_steps": 1}, trained=True),
 }  # fmt: skip
 
@@ -186,9 +217,7 @@ def test_every_key_has_its_effect(key, start, rooms, tmp_path, monkeypatch, requ
     case = CASES[key]
     if not case.trained:
         request.getfixturevalue("not_begun")
-    recipe = next(
-        name for name, values in RECIPES.items() if key in values and ("lora" not in key or "lora_rank" in values)
-    )
+    recipe = next((name for name in FULL_SIZE if key in RECIPES[name]), FULL_SIZE[0])
     monkeypatch.chdir(tmp_path)
     changed = {**case.also, key: case.other}
     if case.refused:
