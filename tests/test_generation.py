@@ -266,6 +266,19 @@ def test_sizes_rounded_up_change_no_token(model):
             assert answers(bucketed, **batch, **HOW[how], fast=True).tolist() == wanted.tolist()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA graphs")
+@pytest.mark.parametrize("make", [fake_batch, ragged_batch])
+@pytest.mark.parametrize("how", HOW)
+def test_graphs_give_the_tokens_of_the_plain_loop(how, make):
+    model = untied_model().to("cuda")
+    batch = {key: value.to("cuda") for key, value in make(model.config).items()}
+    scene = model.encode_scene(**batch, fast=True)
+    wanted = answers(model, **batch, **HOW[how]).tolist()
+    for options in (batch, {**text_of(batch), "scene": scene}):
+        assert answers(model, **options, **HOW[how], fast=True).tolist() == wanted
+    assert model._decoder.num_captured
+
+
 def test_fused_projections_follow_their_weights():
     model = untied_model()
     model._decoder = BucketedDecoder(model, compiled=False, graphs=True, fused=True)
