@@ -32,6 +32,7 @@ MAX_LABEL_CHARS = 48
 NORMAL_LENGTH_TOLERANCE = 0.1
 TIE_TOLERANCE = 1e-6
 TARGET_KINDS = ("object", "plane", "round")
+_INNER_CHAR, _OUTER_CHAR = r'[^"\\\x00-\x1f]', r'[^"\\\x00-\x20]'
 
 
 class ActionError(ValueError):
@@ -48,7 +49,7 @@ class TextField:
     @property
     def pattern(self) -> str:
         """Regular expression of an allowed value."""
-        return r'^[^"\\\x00-\x20](?:[^"\\\x00-\x1f]*[^"\\\x00-\x20])?$'
+        return f"^{_OUTER_CHAR}(?:{_INNER_CHAR}*{_OUTER_CHAR})?$"
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of the value."""
@@ -70,8 +71,7 @@ class TextField:
 
     def text_pattern(self) -> str:
         """Regular expression of all canonical texts, also in the syntax of Rust."""
-        inner, outer = r'[^"\\\x00-\x1f]', r'[^"\\\x00-\x20]'
-        return f'"{outer}(?:{inner}{{0,{self.max_chars - 2}}}{outer})?"'
+        return f'"{_OUTER_CHAR}(?:{_INNER_CHAR}{{0,{self.max_chars - 2}}}{_OUTER_CHAR})?"'
 
     def max_text_bytes(self) -> int:
         """Length of the longest canonical text in UTF-8."""

@@ -24,8 +24,10 @@ from .action_vggt_qwen3 import (
     ActionError,
     Field,
     TextField,
+    action_anchors,
     action_layout,
     anchor_layout,
+    parse_action,
 )
 from .chat_vggt_qwen3 import END_OF_TURN
 
@@ -58,8 +60,9 @@ class ActionConstraint(LogitsProcessor):
         tokenizer: of the processor; the first constraint of a tokenizer takes seconds, further ones milliseconds.
         actions: names of the actions that may be written; all by default.
         labels: the only labels that may be written; any text by default.
-        max_new_tokens: of an answer, if there is a limit: before it a list takes no further anchor, so that the answer
-            ends in time as long as one anchor fits (`max_anchor_tokens`).
+        max_new_tokens: of an answer, if there is a limit: a list takes no further anchor where less is left than the
+            longest one needs (`max_anchor_tokens`), or less than half of a tight limit; so answers end in time, surely
+            if the limit is twice `max_anchor_tokens`.
 
     Raises:
         ImportError: llguidance is not installed.
@@ -175,8 +178,12 @@ class ActionConstraint(LogitsProcessor):
         return bool(tokens) and tokens[-1] == self.end_of_turn_id
 
     def is_shortened(self, row: int) -> bool:
-        """Whether `max_new_tokens` kept the row's list from taking further anchors."""
-        return self._rows[row].max_anchors < MAX_ANCHORS
+        """Whether the row has ended as a list of just so many anchors as `max_new_tokens` allowed."""
+        tokens, max_anchors = self._rows[row].tokens, self._rows[row].max_anchors
+        if max_anchors == MAX_ANCHORS or not self.is_done(row):
+            return False
+        action = parse_action(self.tokenizer.decode(tokens[:-1]))
+        return action["action"] == LIST_ACTION and len(action_anchors(action)) == max_anchors
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores [rows, vocabulary] with minus infinity for all tokens that the grammar does not allow.
@@ -239,7 +246,8 @@ class ActionConstraint(LogitsProcessor):
         return _Row(matcher, tokens, max_anchors)
 
     def _is_short(self, num_tokens: int) -> bool:
-        return self.max_new_tokens is not None and self.max_new_tokens - num_tokens < self.max_anchor_tokens
+        limit = self.max_new_tokens
+        return limit is not None and limit - num_tokens < min(self.max_anchor_tokens, limit // 2)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import eval as evaluator
+from processing import constraint_vggt_qwen3
 from processing.action_vggt_qwen3 import (
     ACTION_SCHEMA,
     ActionError,
@@ -283,20 +284,42 @@ def test_actions_and_labels_can_be_limited(untrained):
     assert not accepts(processor.action_constraint(actions=["place_anchors"]), CHAIR)
 
 
-def test_lists_end_within_the_token_limit(untrained):
-    torch.manual_seed(0)
-    limit = 500
-    constraint = untrained[1].action_constraint(actions=["place_anchors"], max_new_tokens=limit)
-    assert limit > constraint.max_anchor_tokens
-    shortened = 0
-    for _ in range(3):
-        options = {"do_sample": True, "temperature": 2.0, "top_k": 0, "max_new_tokens": limit}
-        texts = ask(untrained, constraint, PROMPTS * 4, **options)
-        assert all(map(is_canonical, texts))
-        rows = [constraint.is_shortened(row) for row in range(len(texts))]
-        assert all(len(parse_action(text)["anchors"]) > 1 for text, short in zip(texts, rows) if short)
-        shortened += sum(rows)
-    assert 0 < shortened < 36
+def test_no_choice_of_tokens_passes_the_limit(constraints):
+    """Whoever chooses makes it long: labels of single bytes, and another anchor wherever one is allowed."""
+    rng = np.random.default_rng(0)
+    tokenizer, limit = constraints["tiny"].tokenizer, 700
+    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))  # a letter a byte
+    constraint = ActionConstraint(tokenizer, actions=["place_anchors"], max_new_tokens=limit)
+    assert limit >= 2 * constraint.max_anchor_tokens
+    for _ in range(4):
+        constraint.start(1)
+        tokens: list[int] = []
+        while not constraint.is_done(0):
+            allowed = constraint.mask()[0].nonzero().flatten().tolist()
+            goes_on = [token for token in allowed if "}]" not in names[token] and names[token][0] != "]"] or allowed
+            goes_on = [token for token in allowed if "}," in names[token]] or goes_on
+            bytewise = [token for token in goes_on if len(names[token]) == 1 and names[token] > "~"]
+            tokens.append(int(rng.choice(bytewise or goes_on)))
+            constraint.accept([tokens[-1]])
+        text = tokenizer.decode(tokens[:-1])
+        assert len(tokens) <= limit and is_canonical(text) and constraint.is_shortened(0)
+        assert len(parse_action(text)["anchors"]) > 1
+
+
+def test_a_tight_limit_leaves_room_for_lists_and_says_when_it_ends_them(constraints):
+    """160 tokens: two anchors of the usual length; a `place_anchor` is never called shortened."""
+    constraint = ActionConstraint(constraints["tiny"].tokenizer, max_new_tokens=160)
+    assert [accepts(constraint, list_of(count)) for count in (1, 2, 3)] == [True, True, False]
+    for text, shortened in ((list_of(2), True), (list_of(1), False), (CHAIR, False)):
+        assert accepts(constraint, text) and constraint.is_shortened(0) is shortened
+
+
+def test_a_tokenizer_is_prepared_once(constraints, monkeypatch):
+    tokenizer = constraints["tiny"].tokenizer
+    prepared = []
+    monkeypatch.setattr(constraint_vggt_qwen3, "from_tokenizer", lambda *_, **__: prepared.append(1))
+    assert accepts(ActionConstraint(tokenizer, labels=["office chair"]), CHAIR)
+    assert not prepared
 
 
 def test_rows_of_a_batch_do_not_know_of_each_other(untrained):
