@@ -40,6 +40,9 @@ messages = [{"role": "user", "content": [{"type": "image"}] * 3 + [{"type": "tex
 prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 inputs = processor(images=list(views), text=[prompt])
 tokens = model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+constraint = processor.action_constraint(actions=["place_anchor"])
+forced = model.generate(**inputs, max_new_tokens=4, do_sample=False, logits_processor=[constraint])
+assert processor.decode(forced[0, inputs["input_ids"].shape[1] :]).startswith('{"action":"place')
 print(json.dumps(tokens[0].tolist()))
 """
 AUTO_CLASSES = ["AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"]
