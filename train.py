@@ -64,7 +64,10 @@ def main(argv: list[str] | None = None) -> SceneTrainer:
     if "--debug" not in argv:
         return run(argv)
     words = debug_words([word for word in argv if word != "--debug"])
-    half = parse_arguments(words)[2].max_steps // 2
+    model_args, _, args = parse_arguments(words)
+    if model_args.objective != "answers":
+        raise ValueError(f"--debug tries the training of answers; for objective {model_args.objective} set --max_steps")
+    half = args.max_steps // 2
     run(words, stop_after=half)
     AcceleratorState._reset_state()  # DeepSpeed takes no second engine beside the first
     gc.collect()

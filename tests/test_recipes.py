@@ -200,8 +200,8 @@ def build(recipe: str, start: Path, rooms: Path, folder: Path, **changes: Any) -
 
 
 @pytest.fixture(scope="module")
-def untouched() -> dict[str, SceneTrainer]:
-    """Trainers of the recipes as they are, built once."""
+def untouched() -> dict[tuple, SceneTrainer]:
+    """Trainers before the change, each built once."""
     return {}
 
 
@@ -224,12 +224,10 @@ def test_every_key_has_its_effect(key, start, rooms, tmp_path, monkeypatch, requ
         with pytest.raises(Exception, match=case.refused):
             build(recipe, start, rooms, tmp_path / "changed", **changed)
         return
-    if case.trained or case.also:
-        before = case.seen(build(recipe, start, rooms, tmp_path / "as_it_is", **case.also))
-    else:
-        if recipe not in untouched:
-            untouched[recipe] = build(recipe, start, rooms, tmp_path / "as_it_is")
-        before = case.seen(untouched[recipe])
+    which = (recipe, case.trained, repr(case.also))
+    if which not in untouched:
+        untouched[which] = build(recipe, start, rooms, tmp_path / "as_it_is", **case.also)
+    before = case.seen(untouched[which])
     after = case.seen(build(recipe, start, rooms, tmp_path / "changed", **changed))
     assert before != after, f"{key}: nothing of {before} changed with {case.other}"
 

@@ -181,8 +181,13 @@ def test_two_processes_train_save_and_resume(how, small_json, rooms, tmp_path):
     program, *words = LAUNCHES[how]
     command = [str(Path(sys.executable).parent / program), *words]
     argv = settings(small_json, rooms, tmp_path, max_steps=4, geometry_dropout=0.5, per_device_train_batch_size=4)
+    answering = {"eval_strategy": "steps", "eval_steps": 4, "max_eval_samples": 8, "eval_max_new_tokens": 4}
+    answering |= {"eval_generate_samples": 5, "per_device_eval_batch_size": 2}  # so that one rank has fewer to answer
+    argv += [word for key, value in answering.items() for word in (f"--{key}", str(value))]
     first = run([*command, *argv], MASTER_PORT=str(free_port()))
     assert first.returncode == 0, first.stderr[-3000:]
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_rooms_qa_EM@1" in entry for entry in history)
     alone = settings(
         small_json, rooms, tmp_path / "one", max_steps=4, geometry_dropout=0.5, per_device_train_batch_size=8
     )

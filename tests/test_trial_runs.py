@@ -56,6 +56,8 @@ def test_debug_is_small_and_the_users_words_win(tmp_path):
     assert DEBUG_SETTINGS["per_device_train_batch_size"] % DEBUG_SETTINGS["samples_per_scene"] == 0
     with pytest.raises(ValueError, match=r"debug is not followed.*without a value"):
         parse_arguments(["--debug", "underflow_overflow", "--output_dir", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"for objective reconstruction set --max_steps"):
+        train.main(["--config", "rooms_stage0.yaml", "--debug", "--use_cpu", "true", "--bf16", "false"])
 
 
 @pytest.mark.parametrize(("scenes", "batch", "accumulation"), [(1, 4, 4), (2, 8, 2), (100, 16, 1)])
