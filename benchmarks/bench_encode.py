@@ -1,7 +1,7 @@
 """Time and memory of the encoder over views and resolutions, as JSON and as a plot.
 
     python -m benchmarks.bench_encode
-    python -m benchmarks.bench_encode --compile default --accuracy --profile
+    python -m benchmarks.bench_encode --compile default --cuda-graphs --accuracy --profile
     PYTHONPATH=../vggt python -m benchmarks.bench_encode --reference vggt.models.aggregator:Aggregator
 
 On a GPU the encoder has its full size, otherwise a tiny one. Weights are random, a call encodes one scene without
@@ -67,6 +67,7 @@ class Settings:
     dtype: torch.dtype
     attention: str
     compile_mode: str
+    cuda_graphs: bool
     feature_layers: tuple[int, ...]
     warmup: int
     repeats: int
@@ -125,7 +126,9 @@ def build_ours(settings: Settings) -> VggtModel:
     """The encoder as it is timed."""
     model = build_encoder(settings.config, settings.device).to(settings.dtype)
     model.set_attn_implementation(settings.attention)
-    return model if settings.compile_mode == "none" else model.compile_blocks(mode=settings.compile_mode)
+    if settings.compile_mode == "none":
+        return model
+    return model.compile_blocks(cuda_graphs=settings.cuda_graphs, mode=settings.compile_mode)
 
 
 def find_class(spec: str) -> type[nn.Module]:
@@ -298,8 +301,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="JSON with fields of VggtConfig")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; by default bfloat16 on a GPU, else float32")
-    parser.add_argument("--attention", default="sdpa", choices=("sdpa", "flash_attention_2", "eager"))
+    parser.add_argument("--attention", default="sdpa", choices=("sdpa", "fa3", "flash_attention_2", "eager"))
     parser.add_argument("--compile", default="none", choices=COMPILE_MODES)
+    parser.add_argument("--cuda-graphs", action="store_true", help="with --compile")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--reference", help="module:Class of another encoder on PYTHONPATH")
@@ -316,6 +320,8 @@ def read_settings(options: argparse.Namespace) -> Settings:
     on_gpu = options.device.startswith("cuda")
     fields = json.loads(options.config.read_text(encoding="utf-8")) if options.config else {} if on_gpu else TINY
     config = VggtConfig(**fields)
+    if options.cuda_graphs and options.compile == "none":
+        raise ValueError("--cuda-graphs: only with --compile")
     kept = PerceiverConfig().feature_layers
     if config.num_hidden_layers <= max(kept):
         kept = (-1, *range(config.num_hidden_layers))
@@ -325,6 +331,7 @@ def read_settings(options: argparse.Namespace) -> Settings:
         dtype=getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32")),
         attention=options.attention,
         compile_mode=options.compile,
+        cuda_graphs=options.cuda_graphs,
         feature_layers=tuple(kept),
         warmup=options.warmup,
         repeats=options.repeats,
@@ -356,9 +363,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def describe(settings: Settings) -> dict[str, Any]:
     """Settings for JSON."""
-    values = {
-        key: getattr(settings, key) for key in ("attention", "compile_mode", "feature_layers", "warmup", "repeats")
-    }
+    keys = ("attention", "compile_mode", "cuda_graphs", "feature_layers", "warmup", "repeats")
+    values = {key: getattr(settings, key) for key in keys}
     return {**values, "dtype": str(settings.dtype).removeprefix("torch."), "config": settings.config.to_diff_dict()}
 
 

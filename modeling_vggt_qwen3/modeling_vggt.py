@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, wraps
+from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -28,12 +29,16 @@ from transformers.utils.generic import maybe_autocast
 
 from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtConfig
 from .cuda_graphs_vggt_qwen3 import EncoderGraphs
+from .kernels_vggt_qwen3 import FLASH_3, activates, gelu_, load_flash_3, norm_and_turn_, turns
 from .loading_vggt_qwen3 import StrictLoadingMixin
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 CHUNK_TOKENS = 16_384
 """Without a graph to keep, token-wise work on more tokens than this goes piece by piece, which caps the peak memory."""
+COMPILED_PIECES = 4
+GRAPH_TOKENS = 24_576
+"""Larger inputs than 16 views of 518 x 518 have no CUDA graph: their launches run ahead of the GPU anyway."""
 MAX_CACHED = 32
 MIN_RECOMPILE_LIMIT = 64
 """All blocks share one code object: three kinds, one view or several, with and without mask and gradient."""
@@ -200,8 +205,12 @@ class VggtAttention(nn.Module):
         self, x: torch.Tensor, rotary: RotaryTables | None = None, key_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """[batch, tokens, dim] -> the same; the tables repeat over the views within the tokens."""
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        if rotary is not None:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        kernel_turns = rotary is not None and turns(qkv)
+        if kernel_turns:
+            norm_and_turn_(qkv, self.q_norm, self.k_norm, rotary)
+        query, key, value = qkv.unbind(2)
+        if rotary is not None and not kernel_turns:
             query, key = (_norm_and_turn(*args, rotary) for args in ((query, self.q_norm), (key, self.k_norm)))
         implementation = self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -234,9 +243,17 @@ class VggtMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[batch, tokens, dim] -> the same."""
         tokens = x.flatten(0, 1)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(tokens) <= CHUNK_TOKENS:
-            return self.fc2(F.gelu(self.fc1(x)))
-        return torch.cat([self.fc2(F.gelu(self.fc1(part))) for part in tokens.split(CHUNK_TOKENS)]).view_as(x)
+        if torch.is_grad_enabled() or len(tokens) <= CHUNK_TOKENS:
+            return self._whole(x)
+        # A compiler would compile each number of pieces anew.
+        num_pieces = COMPILED_PIECES if torch.compiler.is_compiling() else -(-len(tokens) // CHUNK_TOKENS)
+        edges = [len(tokens) * piece // num_pieces for piece in range(num_pieces + 1)]
+        parts = [tokens[start:end] for start, end in pairwise(edges)]
+        return torch.cat([self._whole(part) for part in parts]).view_as(x)
+
+    def _whole(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.fc1(x)
+        return self.fc2(gelu_(hidden) if activates(hidden) else F.gelu(hidden))
 
 
 class VggtBlock(GradientCheckpointingLayer):
@@ -421,6 +438,8 @@ class VggtModel(VggtPreTrainedModel):
         outputs: dict[int, torch.Tensor] | None = None,
     ) -> dict[int, torch.Tensor]:
         """The layers asked for and the last one; written into `outputs`, if given, and returned."""
+        if self.config._attn_implementation == FLASH_3:
+            load_flash_3()
         num_special, last = self.config.num_special_tokens, self.config.num_hidden_layers - 1
         num_scenes, num_views = pixel_values.shape[:2]
         rows, columns = (side // self.config.patch_size for side in pixel_values.shape[3:])
@@ -475,7 +494,10 @@ class VggtModel(VggtPreTrainedModel):
         return self
 
     def _can_use_graphs(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None) -> bool:
-        if self._graphs is None or torch.compiler.is_compiling():
+        num_views, _, height, width = pixel_values.shape[1:]
+        tokens_of_a_view = self.config.num_special_tokens + height * width // self.config.patch_size**2
+        num_tokens = len(pixel_values) * num_views * tokens_of_a_view
+        if self._graphs is None or torch.compiler.is_compiling() or num_tokens > GRAPH_TOKENS:
             return False
         obstacles = {
             "gradients are enabled: call it under torch.no_grad()": torch.is_grad_enabled(),

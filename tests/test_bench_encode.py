@@ -61,6 +61,7 @@ def test_counts_the_operations_of_all_matrix_products():
             ["--sizes", "1x28x28,0x28x28,1x30x28"],
             "0x28x28, 1x30x28: wanted 1 view or more and sides in multiples of 14",
         ),
+        (["--cuda-graphs"], "--cuda-graphs: only with --compile"),
         (["--reference", "nowhere.at_all:Aggregator"], "put its folder on PYTHONPATH"),
         (["--reference", "torch:Aggregator"], "put its folder on PYTHONPATH"),
     ],
