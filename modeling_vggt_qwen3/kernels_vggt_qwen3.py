@@ -1,6 +1,6 @@
-"""Kernels for GPUs: norm and rotary embedding of q and k in one pass, GELU in place, FlashAttention-3.
+"""Kernels for GPUs: norm and rotary embedding of q and k in one pass, FlashAttention-3.
 
-All give the numbers of the plain code in the encoder, up to rounding; that code serves wherever these cannot.
+Both give the numbers of the plain code in the encoder, up to rounding; that code serves wherever these cannot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ except ImportError:  # a torch without GPUs
     triton = None
 
 TOKENS_A_PROGRAM = 4
-GELU_BLOCK = 1024
 FLASH_3 = "fa3"
 FLASH_3_MODULES = ("flash_attn_interface", "fa3_fwd_interface")
 """Of the packages flash_attn_3 and fa3-fwd, the latter without a backward pass."""
@@ -35,7 +34,7 @@ if triton is not None:
         qkv, q_weight, q_bias, k_weight, k_bias, cos, sin, num_tokens, view_tokens, eps,
         HEADS: tl.constexpr, QUARTER: tl.constexpr, TOKENS: tl.constexpr,
     ):  # fmt: skip
-        """One program: q or k of some tokens, a row a head. Channels a and b turn with the row, c and d the column."""
+        # One program: q or k of some tokens, a row a head. Channels a and b turn with the row, c and d with the column.
         part = tl.program_id(1)  # 0: q, 1: k
         weight = (q_weight if part == 0 else k_weight) + tl.arange(0, QUARTER)[None, :]
         bias = (q_bias if part == 0 else k_bias) + tl.arange(0, QUARTER)[None, :]
@@ -66,17 +65,6 @@ if triton is not None:
         tl.store(at + 2 * QUARTER, (c * cos_x - d * sin_x).to(dtype), mask=mask)
         tl.store(at + 3 * QUARTER, (d * cos_x + c * sin_x).to(dtype), mask=mask)
 
-    @triton.jit
-    def _gelu_kernel(hidden, BLOCK: tl.constexpr):
-        """x / 2 · erfc(-x / √2); erfc by Abramowitz & Stegun, 7.1.26: within 1.5e-7, and without cancellation."""
-        at = hidden + tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        x = tl.load(at).to(tl.float32)
-        z = tl.abs(x) * 0.7071067811865476
-        t = 1 / (1 + 0.3275911 * z)
-        tail = -0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))
-        half_tail = 0.5 * x * (t * (0.254829592 + t * tail) * tl.exp(-z * z))
-        tl.store(at, tl.where(x < 0, half_tail, x - half_tail).to(hidden.dtype.element_ty))
-
 
 def turns(qkv: torch.Tensor) -> bool:
     """Whether `norm_and_turn_` takes these projections [batch, tokens, 3, heads, head_dim].
@@ -103,19 +91,6 @@ def norm_and_turn_(
             qkv, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias, cos, sin, num_tokens, cos.shape[0], q_norm.eps,
             HEADS=qkv.shape[3], QUARTER=qkv.shape[4] // 4, TOKENS=TOKENS_A_PROGRAM,
         )  # fmt: skip
-
-
-def activates(hidden: torch.Tensor) -> bool:
-    """Whether `gelu_` takes this tensor: in half precision, where the kernel's rounding cannot be told from exact."""
-    fits = hidden.shape[-1] % GELU_BLOCK == 0 and hidden.dtype in (torch.bfloat16, torch.float16)
-    return triton is not None and hidden.is_cuda and fits and not torch.is_grad_enabled()
-
-
-def gelu_(hidden: torch.Tensor) -> torch.Tensor:
-    """Exact GELU, not the one by tanh, in place of a contiguous tensor, which is returned."""
-    with _device_of(hidden):
-        _gelu_kernel[(hidden.numel() // GELU_BLOCK,)](hidden, BLOCK=GELU_BLOCK)
-    return hidden
 
 
 def _device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
@@ -163,4 +138,4 @@ def flash_3_attention_forward(
 
 AttentionInterface.register(FLASH_3, flash_3_attention_forward)
 
-__all__ = ["FLASH_3", "activates", "gelu_", "load_flash_3", "norm_and_turn_", "turns"]
+__all__ = ["FLASH_3", "load_flash_3", "norm_and_turn_", "turns"]

@@ -29,7 +29,7 @@ from transformers.utils.generic import maybe_autocast
 
 from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtConfig
 from .cuda_graphs_vggt_qwen3 import EncoderGraphs
-from .kernels_vggt_qwen3 import FLASH_3, activates, gelu_, load_flash_3, norm_and_turn_, turns
+from .kernels_vggt_qwen3 import FLASH_3, load_flash_3, norm_and_turn_, turns
 from .loading_vggt_qwen3 import StrictLoadingMixin
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -37,6 +37,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 CHUNK_TOKENS = 16_384
 """Without a graph to keep, token-wise work on more tokens than this goes piece by piece, which caps the peak memory."""
 COMPILED_PIECES = 4
+"""Pieces under compilation: a fixed number, since each number would be compiled anew."""
 GRAPH_TOKENS = 24_576
 """Larger inputs than 16 views of 518 x 518 have no CUDA graph: their launches run ahead of the GPU anyway."""
 MAX_CACHED = 32
@@ -244,16 +245,11 @@ class VggtMLP(nn.Module):
         """[batch, tokens, dim] -> the same."""
         tokens = x.flatten(0, 1)
         if torch.is_grad_enabled() or len(tokens) <= CHUNK_TOKENS:
-            return self._whole(x)
-        # A compiler would compile each number of pieces anew.
+            return self.fc2(F.gelu(self.fc1(x)))
         num_pieces = COMPILED_PIECES if torch.compiler.is_compiling() else -(-len(tokens) // CHUNK_TOKENS)
         edges = [len(tokens) * piece // num_pieces for piece in range(num_pieces + 1)]
         parts = [tokens[start:end] for start, end in pairwise(edges)]
-        return torch.cat([self._whole(part) for part in parts]).view_as(x)
-
-    def _whole(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.fc1(x)
-        return self.fc2(gelu_(hidden) if activates(hidden) else F.gelu(hidden))
+        return torch.cat([self.fc2(F.gelu(self.fc1(part))) for part in parts]).view_as(x)
 
 
 class VggtBlock(GradientCheckpointingLayer):

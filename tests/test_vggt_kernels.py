@@ -11,7 +11,6 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from modeling_vggt_qwen3 import kernels_vggt_qwen3 as kernels
 from modeling_vggt_qwen3 import modeling_vggt
@@ -67,21 +66,6 @@ def test_flash_3_must_be_installed(monkeypatch):
 
 
 @needs_gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_gelu_is_the_exact_one(dtype):
-    x = torch.cat((torch.randn(1 << 20, device="cuda") * 2, torch.linspace(-12, 12, 1 << 20, device="cuda"))).to(dtype)
-    x = x.view(-1, 2 * kernels.GELU_BLOCK)
-    with torch.no_grad():
-        assert kernels.activates(x)
-        found = kernels.gelu_(x.clone())
-    wanted = F.gelu(x.double())
-    by_torch = F.gelu(x.float()).to(dtype)
-    assert relative_error(found.double(), wanted) < 1.01 * relative_error(by_torch.double(), wanted)
-    assert relative_error(F.gelu(x.double(), approximate="tanh"), wanted) > 1e-4  # what it must not be
-    assert (found.float() - by_torch.float()).abs().max() <= 2 ** (-7 if dtype == torch.bfloat16 else -10) * 12
-
-
-@needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("heads", "head_dim"), [(16, 64), (4, 32)])
 def test_turns_q_and_k_in_place(dtype, heads, head_dim):
@@ -113,19 +97,17 @@ def test_the_encoder_with_kernels_is_that_without(dtype, compiled, monkeypatch):
     pixels = [fake_views(1, num_views).cuda() for num_views in (1, 3)]
     model = copy.deepcopy(exact).to(dtype)
     calls = []
-    for name in ("norm_and_turn_", "gelu_"):
-        kernel = getattr(kernels, name)
-        monkeypatch.setattr(modeling_vggt, name, lambda *a, k=kernel, n=name: calls.append(n) or k(*a))
+    turn = kernels.norm_and_turn_
+    monkeypatch.setattr(modeling_vggt, "norm_and_turn_", lambda *a: calls.append(1) or turn(*a))
     with torch.no_grad():
         found = [model(images).last_hidden_state for images in pixels]
-        assert set(calls) == {"norm_and_turn_", "gelu_"} - ({"gelu_"} if dtype == torch.float32 else set())
+        assert len(calls) == len(pixels) * 2 * config.num_hidden_layers
         monkeypatch.undo()
         if compiled:
             torch._dynamo.reset()
             model.compile_blocks()
             found = [model(images).last_hidden_state for images in pixels]
         monkeypatch.setattr(modeling_vggt, "turns", lambda _: False)
-        monkeypatch.setattr(modeling_vggt, "activates", lambda _: False)
         plain = copy.deepcopy(model)
         for images, tokens in zip(pixels, found):
             limit = 1e-5 if dtype == torch.float32 else 6e-3
