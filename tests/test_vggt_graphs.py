@@ -13,7 +13,7 @@ import warnings
 import pytest
 import torch
 
-from modeling_vggt_qwen3 import cuda_graphs_vggt_qwen3
+from modeling_vggt_qwen3 import cuda_graphs_vggt_qwen3, modeling_vggt
 from modeling_vggt_qwen3.modeling_vggt import VggtModel
 from tests.vggt import fake_views, randomize, small_config
 
@@ -62,6 +62,14 @@ def test_without_a_gpu_it_says_so_and_gives_the_same_numbers():
         with pytest.warns(UserWarning, match="no CUDA graph for this call of the encoder, since the images are on cpu"):
             found = model(pixels, feature_layers=LAYERS).feature_maps
     assert_same(found, wanted)
+
+
+def test_large_inputs_have_no_graph_and_need_no_word(monkeypatch):
+    monkeypatch.setattr(modeling_vggt, "GRAPH_TOKENS", 2 * 17 - 1)
+    model = graphed("cpu")
+    encode(model, fake_views(1, 2))
+    with torch.no_grad(), pytest.warns(UserWarning, match="no CUDA graph"):
+        model(fake_views(1, 1))
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
