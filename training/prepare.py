@@ -228,6 +228,7 @@ def _run(job: _Job, folder: Path, num_proc: int) -> Iterator[list[Any]]:
                 progress.update(span[1] - span[0])
             return
         context = multiprocessing.get_context("forkserver")  # torch's threads do not survive a fork of this process
+        context.set_forkserver_preload([__name__])  # else each worker's imports hold up the start of the next one
         with ProcessPoolExecutor(min(num_proc, len(spans)), context, _start_worker, (job, folder)) as pool:
             for span, texts in zip(spans, pool.map(_work, spans)):
                 yield texts
