@@ -104,8 +104,8 @@ def run(argv: list[str], stop_after: int | None = None) -> SceneTrainer:
     if model_args.objective == "reconstruction":
         settings = _run_config(model_args, data_args, args)
         return train_encoder(model, processor, train_dataset, model_args, data_args, args, settings)
-    callbacks = add_ray_decoder(model, model_args)
     prepared = prepared_scenes(train_dataset, processor, data_args, args)
+    callbacks = add_ray_decoder(model, model_args, prepared)
     place_encoder(model, model_args, data_args, args)
     if data_args.feature_cache:
         train_dataset.refuse_stale(cache_identity(model, processor, data_args))

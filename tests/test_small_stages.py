@@ -16,6 +16,7 @@ from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGener
 from tests.fake import fake_batch, small_config, small_model
 from train import main
 from training.arguments import ModelArguments
+from training.reconstruction import ReconstructionSampler
 from training.small_stages import add_ray_decoder
 
 OPTIONS = ["--prepare_data", "cpu", "--num_views", "2", "--samples_per_scene", "4", "--report_to", "none"]
@@ -47,7 +48,8 @@ def stages(tmp_path_factory):
     data = ["--dataset", str(folder / "rooms"), "--prepared_dir", str(folder / "prepared"), *OPTIONS]
     model = ["--model", str(folder / "model.json")]
     rays = ["--geometry_consistency", "0.5", "--latent_labels", "1", "--num_rays", "8", "--any_answer", "false"]
-    main([*data, *model, "--objective", "reconstruction", "--output_dir", str(folder / "0")])
+    stage_0 = ["--objective", "reconstruction", "--save_strategy", "no"]
+    main([*data, *model, *stage_0, "--output_dir", str(folder / "0")])
     vision = ["--vision_checkpoint", str(folder / "0"), "--tasks", "rooms_qa"]
     main([*data, *model, *vision, *rays, "--output_dir", str(folder / "1"), "--save_steps", "1"])
     mix = ["--task_mix", '{"rooms_actions": 0.5, "rooms_qa": 0.5}']
@@ -72,7 +74,8 @@ def test_training_helpers_are_in_checkpoints_alone(stages):
         names = load_file(folder / "model.safetensors")
         assert not any("ray_decoder" in name for name in names)
     assert not (stages / "1" / "ray_decoder.safetensors").exists()
-    assert not (stages / "0" / "patch_heads.safetensors").exists()
+    names = load_file(stages / "0" / "model.safetensors")
+    assert not any("patch_heads" in name for name in names)
 
 
 def test_resuming_finds_the_ray_decoder(stages):
@@ -91,6 +94,30 @@ def test_resuming_finds_the_ray_decoder(stages):
 def test_reconstruction_wants_dense_labels(rooms, tmp_path):
     with pytest.raises(ValueError, match=r"dense labels.*--dense-labels"):
         main(["--dataset", str(rooms), "--objective", "reconstruction", "--output_dir", str(tmp_path), *OPTIONS[2:]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--geometry_consistency", "1"], "set prepare_data"),
+        (["--prepare_data", "gpu"], "prepare_data is 'gpu'"),
+        (["--prepare_data", "cpu", "--view_dropout", "0.5"], "does not follow view_dropout"),
+        (["--prepare_data", "cpu", "--pack_questions", "false"], "does not follow pack_questions: false"),
+    ],
+)
+def test_settings_that_would_not_be_read_are_refused(stages, tmp_path, options, message):
+    model = ["--model", str(stages / "model.json"), "--dataset", str(stages / "rooms")]
+    with pytest.raises(ValueError, match=message):
+        main([*model, *OPTIONS[2:], *options, "--output_dir", str(tmp_path)])
+
+
+def test_every_rank_trains_on_other_scenes():
+    ranks = [ReconstructionSampler(11, 2, seed=3, rank=rank, world_size=2) for rank in (0, 1)]
+    drawn = [[draw.scene for batch in sampler for draw in batch] for sampler in ranks]
+    assert [len(sampler) for sampler in ranks] == [2, 2] and [len(rows) for rows in drawn] == [4, 4]
+    assert not set(drawn[0]) & set(drawn[1])
+    with pytest.raises(ValueError, match="3 scenes are fewer than a step takes"):
+        ReconstructionSampler(3, 2, seed=0, world_size=2)
 
 
 def test_rays_train_the_latents(rooms):
@@ -125,7 +152,8 @@ def test_only_what_is_known_counts():
 
 def test_labels_end_in_time(rooms):
     model = small_model()
-    (end,) = add_ray_decoder(model, ModelArguments(latent_labels=1.5, latent_labels_until=0.3))
+    prepared = type("Prepared", (), {"has_labels": True})()
+    (end,) = add_ray_decoder(model, ModelArguments(latent_labels=1.5, latent_labels_until=0.3), prepared)
     state = type("State", (), {"max_steps": 10, "global_step": 2})()
     end.on_step_begin(None, state, None)
     assert model.ray_decoder.label_weight == 1.5

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer
@@ -33,7 +32,6 @@ from .prepare import COLOR_NAMES
 from .prepared import DrawnScenes, PreparedCollator, dense_labels
 from .trainer import RUN_CONFIG, SceneLoader
 
-PATCH_HEADS = "patch_heads.safetensors"
 SIZES = (len(CLASSES), len(COLOR_NAMES), BOX_NUMBERS, 3)
 HIDDEN = 384
 CONFIDENCE_WEIGHT = 0.2
@@ -120,22 +118,32 @@ def _confident_l1(
 
 
 class ReconstructionSampler(Sampler[list[Draw]]):
-    """Batches of scenes, each once an epoch, in an order and with views that seed and epoch decide."""
+    """Batches of scenes, each at most once an epoch, in an order and with views that seed and epoch decide.
 
-    def __init__(self, num_scenes: int, scenes_per_batch: int, seed: int) -> None:
+    Raises:
+        ValueError: for fewer scenes than one step of all ranks takes.
+    """
+
+    def __init__(self, num_scenes: int, scenes_per_batch: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if num_scenes < scenes_per_batch * world_size:
+            raise ValueError(
+                f"{num_scenes} scenes are fewer than a step takes: {scenes_per_batch} on each of {world_size} "
+                "process(es); build more, or lower per_device_train_batch_size"
+            )
         self.num_scenes, self.scenes_per_batch, self.seed, self.epoch = num_scenes, scenes_per_batch, seed, 0
+        self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Draws anew."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_scenes // self.scenes_per_batch
+        return self.num_scenes // (self.scenes_per_batch * self.world_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_scenes).tolist()
-        for start in range(0, len(self) * self.scenes_per_batch, self.scenes_per_batch):
-            rows = order[start : start + self.scenes_per_batch]
+        for batch in range(self.rank, len(self) * self.world_size, self.world_size):
+            rows = order[batch * self.scenes_per_batch : (batch + 1) * self.scenes_per_batch]
             yield [Draw(row, (), None, (self.seed, self.epoch, row)) for row in rows]
 
 
@@ -182,7 +190,11 @@ def _unproject(depth: torch.Tensor, intrinsics: torch.Tensor, first_from_cam: to
 
 
 class ReconstructionTrainer(Trainer):
-    """The library's Trainer over prepared scenes; it saves the encoder with its own heads."""
+    """The library's Trainer over prepared scenes; at its end it saves the encoder with its own heads.
+
+    Raises:
+        ValueError: for checkpoints on the way, or a run to resume: this stage takes minutes and has none.
+    """
 
     def __init__(
         self,
@@ -192,6 +204,11 @@ class ReconstructionTrainer(Trainer):
         samples_per_scene: int,
         run_config: dict[str, Any],
     ) -> None:
+        if args.save_strategy != "no" or args.resume_from_checkpoint:
+            raise ValueError(
+                "objective: reconstruction keeps no checkpoints on the way and resumes from none: set save_strategy to "
+                "'no' and leave resume_from_checkpoint out"
+            )
         self.run_config = run_config
         self.scenes_per_batch = max(1, args.per_device_train_batch_size // samples_per_scene)
         self.collator_of_scenes = collator
@@ -200,13 +217,19 @@ class ReconstructionTrainer(Trainer):
             self.remove_callback(other)
         self.add_callback(ProgressLines())
         self._recent: list[dict[str, torch.Tensor]] = []
-        self._clock = time.monotonic()
+        self._clock = (0, time.monotonic())
 
     def get_train_dataloader(self) -> SceneLoader:
         dataset = self.collator_of_scenes.dataset
         return SceneLoader(
             DrawnScenes(dataset),
-            batch_sampler=ReconstructionSampler(len(dataset.scenes), self.scenes_per_batch, self.args.seed),
+            batch_sampler=ReconstructionSampler(
+                len(dataset.scenes),
+                self.scenes_per_batch,
+                self.args.seed,
+                rank=self.args.process_index,
+                world_size=self.args.world_size,
+            ),
             collate_fn=ReconstructionCollator(self.collator_of_scenes, self.model.map_scenes),
         )
 
@@ -220,11 +243,13 @@ class ReconstructionTrainer(Trainer):
         if "loss" in logs and self._recent:
             for name in self._recent[0]:
                 logs[name] = round(float(torch.stack([losses[name] for losses in self._recent]).mean()), 4)
-            seconds = time.monotonic() - self._clock
-            logs["samples_per_second"] = round(len(self._recent) * self.scenes_per_batch / seconds, 1)
-            logs["eta_s"] = round((self.state.max_steps - self.state.global_step) * seconds / len(self._recent))
+            step, (last_step, last_time) = self.state.global_step, self._clock
+            seconds = max(time.monotonic() - last_time, 1e-9)
+            scenes = len(self._recent) * self.scenes_per_batch * self.args.world_size
+            logs["samples_per_second"] = round(scenes / seconds, 1)
+            logs["eta_s"] = round((self.state.max_steps - step) * seconds / max(1, step - last_step))
             self._recent.clear()
-            self._clock = time.monotonic()
+            self._clock = (step, time.monotonic())
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -233,11 +258,3 @@ class ReconstructionTrainer(Trainer):
         model.reconstruction.save_pretrained(folder)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         (folder / RUN_CONFIG).write_text(yaml.safe_dump(self.run_config, sort_keys=False), encoding="utf-8")
-        if folder != Path(self.args.output_dir):  # a checkpoint: what training alone needs, too
-            save_file(model.patch_heads.state_dict(), folder / PATCH_HEADS)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder, model = Path(resume_from_checkpoint), self.model if model is None else model
-        saved = VggtForReconstruction.from_pretrained(folder, dtype=torch.float32)
-        model.reconstruction.load_state_dict(saved.state_dict())
-        model.patch_heads.load_state_dict(load_file(folder / PATCH_HEADS))

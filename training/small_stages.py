@@ -20,15 +20,28 @@ from .prepare import COLOR_NAMES, prepare
 from .prepared import PreparedCollator, PreparedScenes
 from .reconstruction import DenseReconstruction, ReconstructionTrainer
 
+PLACES = ("cpu", "device")
+
 logger = logging.getLogger(__name__)
 
 
 def prepared_scenes(
     dataset: SceneDataset, processor: VggtQwen3Processor, data_args: DataArguments, args: SceneTrainingArguments
 ) -> PreparedScenes | None:
-    """The arrays of a dataset where `prepare_data` asks for them, made by the first process."""
+    """The arrays of a dataset where `prepare_data` asks for them, made by the first process.
+
+    Raises:
+        ValueError: for settings that prepared data would not follow.
+    """
     if data_args.prepare_data is None:
         return None
+    if data_args.prepare_data not in PLACES:
+        raise ValueError(f"prepare_data is {data_args.prepare_data!r}; wanted one of {', '.join(PLACES)}, or nothing")
+    unread = {"view_dropout": data_args.view_dropout > 0, "feature_cache": data_args.feature_cache is not None}
+    unread["pack_questions: false"] = not data_args.pack_questions
+    if any(unread.values()):
+        names = ", ".join(name for name, is_set in unread.items() if is_set)
+        raise ValueError(f"prepare_data does not follow {names}: leave one of them out")
     everything = SceneDataset(dataset.roots, dataset.split, dataset.num_views)  # so that all stages share the arrays
     with args.main_process_first(desc="preparing data"):
         folder = prepare(everything, processor, Path(data_args.prepared_dir))
@@ -73,10 +86,20 @@ def train_encoder(
     return trainer
 
 
-def add_ray_decoder(model: VggtQwen3ForConditionalGeneration, args: ModelArguments) -> list[TrainerCallback]:
-    """Gives the model a ray decoder where a setting wants one; returns what ends its label loss in time."""
+def add_ray_decoder(
+    model: VggtQwen3ForConditionalGeneration, args: ModelArguments, prepared: PreparedScenes | None
+) -> list[TrainerCallback]:
+    """Gives the model a ray decoder where a setting wants one; returns what ends its label loss in time.
+
+    Raises:
+        ValueError: where nothing would make its targets.
+    """
     if not args.geometry_consistency and not args.latent_labels:
         return []
+    if prepared is None:
+        raise ValueError("geometry_consistency and latent_labels want rays with their targets: set prepare_data")
+    if args.latent_labels and not prepared.has_labels:
+        raise ValueError("latent_labels wants dense labels: build the rooms with --dense-labels, or leave it out")
     sizes = {"num_classes": len(CLASSES), "num_colors": len(COLOR_NAMES)} if args.latent_labels else {}
     decoder = model.add_ray_decoder(depth_weight=args.geometry_consistency, label_weight=args.latent_labels, **sizes)
     return [EndOfLabels(decoder, args.latent_labels_until)]
