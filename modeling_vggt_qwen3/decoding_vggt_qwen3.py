@@ -7,6 +7,7 @@ filled up on the right with tokens that nobody sees and that the row's next pass
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,7 @@ class TextDecoder:
         self.graphs = graphs
         self.fused = fused
         self.num_captured = 0
+        self.lock = threading.RLock()  # caches and graphs serve one answer at a time
         _check_model(model)
         if compiled:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MIN_RECOMPILE_LIMIT)
@@ -228,7 +230,7 @@ class TextDecoder:
                     self._forward(cache, made.embeds, made.counts)
             torch.cuda.current_stream().wait_stream(side)
             made.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(made.graph, pool=self._memory):
+            with torch.cuda.graph(made.graph, pool=self._memory, capture_error_mode="thread_local"):
                 made.logits = self._forward(cache, made.embeds, made.counts)
 
     def _new_cache(self, num_rows: int, num_slots: int) -> FixedCache:

@@ -171,7 +171,8 @@ class SceneGenerationMixin(GenerationMixin):
             counts = self._visual_counts(masks)
             rows = [] if input_ids is None else self._rows(input_ids, attention_mask, scene_index, counts)
             if fast:
-                self._fast_decoder().follow_weights()
+                with self._fast_decoder().lock:
+                    self._fast_decoder().follow_weights()
             state = self._look(inputs, masks)
             if rows:
                 self._prefixes(state, rows, fast)
@@ -236,7 +237,6 @@ class SceneGenerationMixin(GenerationMixin):
             counts = self._visual_counts(masks)
         rows = self._rows(**text, num_visual_tokens=counts)
         decoder = self._fast_decoder()
-        decoder.follow_weights()
         loop = AnswerLoop(self, decoder, constraint, kwargs.get("streamer"))
         if constraint is not None:
             kwargs["logits_processor"] = [*(kwargs.get("logits_processor") or []), loop.apply_constraint]
@@ -253,7 +253,9 @@ class SceneGenerationMixin(GenerationMixin):
 
         ids = text["input_ids"].to(self.device)
         mask = None if text["attention_mask"] is None else text["attention_mask"].to(self.device)
-        return super().generate(input_ids=ids, attention_mask=mask, custom_generate=decode, **kwargs)
+        with decoder.lock:
+            decoder.follow_weights()
+            return super().generate(input_ids=ids, attention_mask=mask, custom_generate=decode, **kwargs)
 
     def _generate_from_prefixes(
         self, text: dict[str, torch.Tensor | None], scene: SceneState, kwargs: dict[str, Any]
@@ -357,10 +359,11 @@ class SceneGenerationMixin(GenerationMixin):
 
     def _run_prefixes_fast(self, embeds: Sequence[torch.Tensor]) -> list[Prefix]:
         decoder = self._fast_decoder()
-        cache = decoder.cache(len(embeds), max(map(len, embeds)))
-        cache.load([None] * len(embeds))
-        decoder.prefill(cache, embeds)
-        return [cache.prefix(row, len(row_embeds)) for row, row_embeds in enumerate(embeds)]
+        with decoder.lock:
+            cache = decoder.cache(len(embeds), max(map(len, embeds)))
+            cache.load([None] * len(embeds))
+            decoder.prefill(cache, embeds)
+            return [cache.prefix(row, len(row_embeds)) for row, row_embeds in enumerate(embeds)]
 
     def _run_prefixes(self, embeds: Sequence[torch.Tensor]) -> list[Prefix]:
         """By the text model's own forward, padded on the right: causal attention keeps padding out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -264,6 +265,18 @@ def test_sizes_rounded_up_change_no_token(model):
         wanted = answers(model, **batch, **HOW[how])
         for _ in range(2):  # the second time in caches that hold the first answers
             assert answers(bucketed, **batch, **HOW[how], fast=True).tolist() == wanted.tolist()
+
+
+def test_threads_wait_for_one_another(model):
+    """Each answer has the caches to itself."""
+    shared = copy.copy(model)
+    shared._decoder = BucketedDecoder(model, compiled=False, graphs=True)
+    batches = [fake_batch(model.config, num_scenes=1, seed=seed) for seed in range(6)]
+    options = {"do_sample": False, "max_new_tokens": 20}
+    wanted = [model.generate(**batch, **options).tolist() for batch in batches]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda batch: shared.generate(**batch, **options, fast=True).tolist(), batches))
+    assert found == wanted
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA graphs")
