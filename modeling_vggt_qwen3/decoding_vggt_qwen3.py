@@ -74,8 +74,7 @@ class FixedCache:
         return self.keys[0].shape[2]
 
     def load(self, prefixes: Sequence[Prefix | None]) -> None:
-        """Begins anew: the first rows hold these prefixes, or nothing."""
-        self.lengths.zero_()
+        """Begins anew: the first rows hold these prefixes, or nothing; what lies in further rows means nothing."""
         start = 0
         for _, same in groupby(prefixes, key=id):
             prefix, *others = same
@@ -189,8 +188,6 @@ class TextDecoder:
             cache.passes[size] = self._captured(cache, size)
         recorded = cache.passes[size]
         recorded.embeds[:rows, :tokens].copy_(embeds, non_blocking=True)
-        if rows < cache.num_rows:
-            recorded.counts.zero_()
         recorded.counts[:rows].copy_(counts, non_blocking=True)
         recorded.graph.replay()
         return recorded.logits[:rows]

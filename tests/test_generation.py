@@ -92,7 +92,8 @@ def test_images_are_looked_at_once(model):
     scene = model.encode_scene(**batch)
     blind = copy.copy(model)
     calls = []
-    blind.get_image_features = lambda *args, **kwargs: calls.append(args)
+    for work in ("get_image_features", "_run_prefixes", "_run_prefixes_fast"):
+        setattr(blind, work, lambda *args, **kwargs: calls.append(args))
     for fast in (False, True):
         for length in (2, 5):
             text = fake_text(model.config, [7, 7], [length, 4], seed=length)
@@ -296,10 +297,13 @@ def test_fused_projections_follow_their_weights():
     model = untied_model()
     model._decoder = BucketedDecoder(model, compiled=False, graphs=True, fused=True)
     batch = ragged_batch(model.config)
-    for factor in (1.0, 0.5):
+    seen = []
+    for factor in (1.0, -3.0):
         with torch.no_grad():
-            model.model.language_model.layers[1].self_attn.k_proj.weight.mul_(factor)
+            model.model.language_model.layers[1].self_attn.v_proj.weight.mul_(factor)
         wanted = answers(model, **batch, do_sample=False)
+        assert wanted.tolist() not in seen
+        seen.append(wanted.tolist())
         assert answers(model, **batch, do_sample=False, fast=True).tolist() == wanted.tolist()
     assert model._decoder._projections[0].shape == (16 * (4 + 2 + 2), 48)
     captured = model._decoder.num_captured
