@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -99,6 +100,8 @@ class StopOnSignal(TrainerCallback):
         """Takes over the signals."""
         if args.world_size > 1:
             self._group = distributed.new_group(backend="gloo")  # on the CPU: no step waits for its GPU
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python lets no other thread take signals over
         for number in STOP_SIGNALS:
             self._earlier_handlers[number] = signal.signal(number, self._receive)
 
