@@ -92,9 +92,14 @@ def kill_and_resume(argv: list[str], output: Path, num_kills: int, **how: bool) 
     """Kills the run at random moments, each time starts it again by the same command, and lets the last one end."""
     rng = random.Random(0)
     for kill in range(num_kills):
+        before = set(output.glob("checkpoint-*"))
         process = start(argv, **how)
-        wait_until(lambda: (output / STAGING).exists(), process)  # it is saving its first checkpoint
-        time.sleep(rng.uniform(0, 0.3))
+        if kill % 2:  # somewhere in its first step and checkpoint
+            wait_until(lambda: (output / STAGING).exists(), process)
+            time.sleep(rng.uniform(0, 0.3))
+        else:  # as soon as a checkpoint shows
+            wait_until(lambda before=before: set(output.glob("checkpoint-*")) - before, process)
+            time.sleep(rng.uniform(0, 0.02))
         process.kill()
         assert exit_code(process) == -signal.SIGKILL, f"over after {kill} kills: give it more steps"
         for folder in output.glob("checkpoint-*"):
