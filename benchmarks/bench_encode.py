@@ -68,6 +68,7 @@ class Settings:
     attention: str
     compile_mode: str
     cuda_graphs: bool
+    kernels: bool
     feature_layers: tuple[int, ...]
     warmup: int
     repeats: int
@@ -125,7 +126,7 @@ def build_encoder(config: VggtConfig, device: torch.device, seed: int = 0) -> Vg
 def build_ours(settings: Settings) -> VggtModel:
     """The encoder as it is timed."""
     model = build_encoder(settings.config, settings.device).to(settings.dtype)
-    model.set_attn_implementation(settings.attention)
+    model.use_kernels(settings.kernels).set_attn_implementation(settings.attention)
     if settings.compile_mode == "none":
         return model
     return model.compile_blocks(cuda_graphs=settings.cuda_graphs, mode=settings.compile_mode)
@@ -225,7 +226,7 @@ def relative_errors(settings: Settings, size: Size) -> dict[str, float]:
     exact.set_attn_implementation("sdpa")
     images = random_images(size, settings)
     wanted = exact(images, feature_layers=settings.feature_layers).feature_maps
-    rounded = copy.deepcopy(exact).to(settings.dtype)
+    rounded = copy.deepcopy(exact).to(settings.dtype).use_kernels(settings.kernels)
     rounded.set_attn_implementation(settings.attention)
     found = rounded(images, feature_layers=settings.feature_layers).feature_maps
     return {str(layer): float((found[layer] - wanted[layer]).norm() / wanted[layer].norm()) for layer in wanted}
@@ -301,6 +302,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="JSON with fields of VggtConfig")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; by default bfloat16 on a GPU, else float32")
+    parser.add_argument("--kernels", action="store_true", help="let our own kernel normalise and turn q and k")
     parser.add_argument("--attention", default="sdpa", choices=("sdpa", "fa3", "flash_attention_2", "eager"))
     parser.add_argument("--compile", default="none", choices=COMPILE_MODES)
     parser.add_argument("--cuda-graphs", action="store_true", help="with --compile")
@@ -332,6 +334,7 @@ def read_settings(options: argparse.Namespace) -> Settings:
         attention=options.attention,
         compile_mode=options.compile,
         cuda_graphs=options.cuda_graphs,
+        kernels=options.kernels,
         feature_layers=tuple(kept),
         warmup=options.warmup,
         repeats=options.repeats,
@@ -363,7 +366,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def describe(settings: Settings) -> dict[str, Any]:
     """Settings for JSON."""
-    keys = ("attention", "compile_mode", "cuda_graphs", "feature_layers", "warmup", "repeats")
+    keys = ("attention", "compile_mode", "cuda_graphs", "kernels", "feature_layers", "warmup", "repeats")
     values = {key: getattr(settings, key) for key in keys}
     return {**values, "dtype": str(settings.dtype).removeprefix("torch."), "config": settings.config.to_diff_dict()}
 
