@@ -157,7 +157,7 @@ def test_every_canonical_text_is_accepted_as_it_is_tokenized(name, constraints):
     constraint = constraints[name]
     special = set(constraint.tokenizer.all_special_ids)
 
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=40, deadline=None, derandomize=True)
     @given(ACTIONS)
     def check(action):
         text = format_action(action)
