@@ -14,7 +14,7 @@ from training.arguments import DEBUG_SETTINGS, debug_words, parse_arguments
 from training.checkpoints import complete_checkpoints
 from training.memory import Memory, probe
 
-DEBUG = {"num_views": 2, "report_to": "none", "max_steps": 4, "save_steps": 2, "eval_steps": 2, "logging_steps": 1}
+DEBUG = {"num_views": 2, "report_to": "none", "max_steps": 4, "logging_steps": 1}
 
 
 def said(argv: list[str]) -> str:

@@ -237,21 +237,18 @@ class SceneTrainingArguments(TrainingArguments):
             raise ValueError("; ".join(f"{name} is not followed: {BYPASSED[name]}" for name in changed))
 
 
-DEBUG_STEPS = 100
 DEBUG_SETTINGS = {
-    "max_steps": DEBUG_STEPS,
+    "max_steps": 100,
     "samples_per_scene": 2,
     "per_device_train_batch_size": 4,
     "per_device_eval_batch_size": 4,
     "gradient_accumulation_steps": 2,
     "logging_steps": 5,
     "eval_strategy": "steps",
-    "eval_steps": DEBUG_STEPS // 2,
     "max_eval_samples": 16,
     "eval_generate_samples": 4,
     "eval_max_new_tokens": 16,
     "save_strategy": "steps",
-    "save_steps": DEBUG_STEPS // 2,
 }
 """What `--debug` sets in front of the user's own words: a run in which everything happens once."""
 
@@ -292,10 +289,12 @@ def parse_arguments(
 
 def debug_words(argv: list[str]) -> list[str]:
     """The command line of a trial run: small settings, then the user's, in a folder of its own."""
-    words = [word for key, value in DEBUG_SETTINGS.items() for word in (f"--{key}", str(value))]
-    folder = parse_arguments(argv)[2].output_dir
     config = [] if _config_of(argv) is None else ["--config", _config_of(argv)]
-    return [*config, *words, *argv, "--output_dir", f"{folder.rstrip('/')}-debug"]
+    words = [*config, *(word for key, value in DEBUG_SETTINGS.items() for word in (f"--{key}", str(value)))]
+    args = parse_arguments([*words, *argv])[2]
+    half = str(max(1, args.max_steps // 2))
+    words += ["--eval_steps", half, "--save_steps", half]
+    return [*words, *argv, "--output_dir", f"{args.output_dir.rstrip('/')}-debug"]
 
 
 def uses_deepspeed(argv: list[str]) -> bool:
