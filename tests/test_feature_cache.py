@@ -95,17 +95,16 @@ def test_features_are_those_of_the_same_views(cache, small_json, rooms, tmp_path
         cached = CachedSceneDataset(cache, [rooms], split, 3)
         plain = SceneDataset([rooms], split, 3)
         stored = examples_of(cached, seed)
-        for example in stored:
-            drawn = plain.read_scene(example.draw.scene, example.frame_ids)
-            example.images, example.depth = drawn.images, drawn.depth
-            example.intrinsics_of_images = drawn.intrinsics
         with_cache = restore_features(collator(stored))
         for example in stored:
-            example.views, example.intrinsics = None, example.intrinsics_of_images
+            drawn = plain.read_scene(example.draw.scene, example.frame_ids)
+            example.images, example.depth, example.intrinsics = drawn.images, drawn.depth, drawn.intrinsics
+            example.views = None
         without = collator(stored)
         assert "pixel_values" not in with_cache and "vision_features" not in without
         for key in ("input_ids", "labels", "geometry_mask", "patch_points_mask", "view_mask"):
             assert torch.equal(with_cache[key], without[key]), key
+        assert with_cache["patch_points_mask"].any()
         for key in ("intrinsics", "ref_from_cam", "patch_points", "depth_hist"):
             torch.testing.assert_close(with_cache[key], without[key], atol=1e-5, rtol=1e-5, msg=key)
         losses = [model(**batch).loss for batch in (with_cache, without)]
