@@ -413,7 +413,7 @@ def test_actions_take_forced_tokens_in_one_pass_and_choose_the_rest(acting):
         num_passes.clear()
         tokens = counting.generate(**batch, constraint=constraint, fast=True, max_new_tokens=limit, do_sample=False)
         found = tokens[:, batch["input_ids"].shape[1] :]
-        assert len(num_passes) < found.shape[1]
+        assert len(num_passes) < 0.6 * found.shape[1]
         for row in range(3):
             alone = {**batch, "input_ids": batch["input_ids"][row : row + 1][:, batch["attention_mask"][row].bool()]}
             del alone["scene_index"]
