@@ -126,7 +126,7 @@ def build_encoder(config: VggtConfig, device: torch.device, seed: int = 0) -> Vg
 def build_ours(settings: Settings) -> VggtModel:
     """The encoder as it is timed."""
     model = build_encoder(settings.config, settings.device).to(settings.dtype)
-    model.use_kernels(settings.kernels).set_attn_implementation(settings.attention)
+    model.set_fused_rotary(settings.kernels).set_attn_implementation(settings.attention)
     if settings.compile_mode == "none":
         return model
     return model.compile_blocks(cuda_graphs=settings.cuda_graphs, mode=settings.compile_mode)
@@ -226,7 +226,7 @@ def relative_errors(settings: Settings, size: Size) -> dict[str, float]:
     exact.set_attn_implementation("sdpa")
     images = random_images(size, settings)
     wanted = exact(images, feature_layers=settings.feature_layers).feature_maps
-    rounded = copy.deepcopy(exact).to(settings.dtype).use_kernels(settings.kernels)
+    rounded = copy.deepcopy(exact).to(settings.dtype).set_fused_rotary(settings.kernels)
     rounded.set_attn_implementation(settings.attention)
     found = rounded(images, feature_layers=settings.feature_layers).feature_maps
     return {str(layer): float((found[layer] - wanted[layer]).norm() / wanted[layer].norm()) for layer in wanted}

@@ -192,7 +192,7 @@ class VggtAttention(nn.Module):
     """Self-attention with fused projections; q and k may be normalised per head, then turned by position."""
 
     is_causal = False
-    use_kernels = False
+    fuse_rotary = False
 
     def __init__(self, config: VggtConfig, dim: int, num_heads: int, eps: float, qk_norm: bool) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class VggtAttention(nn.Module):
     ) -> torch.Tensor:
         """[batch, tokens, dim] -> the same; the tables repeat over the views within the tokens."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        kernel_turns = self.use_kernels and rotary is not None and turns(qkv)
+        kernel_turns = self.fuse_rotary and rotary is not None and turns(qkv)
         if kernel_turns:
             norm_and_turn_(qkv, self.q_norm, self.k_norm, rotary)
         query, key, value = qkv.unbind(2)
@@ -459,13 +459,13 @@ class VggtModel(VggtPreTrainedModel):
                 maps[layer] = _keep([frame, x.to(dtype)], outputs.get(layer))
         return maps
 
-    def use_kernels(self, enabled: bool = True) -> VggtModel:
+    def set_fused_rotary(self, enabled: bool = True) -> VggtModel:
         """Lets a kernel of our own normalise and turn q and k on a GPU, where no gradient is kept; returns the model.
 
         Call it before `compile_blocks`. Off by default, until its tests have passed on a GPU (docs/performance.md).
         """
         for block in (*self.frame_blocks, *self.global_blocks):
-            block.attention.use_kernels = enabled
+            block.attention.fuse_rotary = enabled
         return self
 
     def compile_blocks(self, cuda_graphs: bool = False, **options: Any) -> VggtModel:

@@ -20,7 +20,18 @@ from training.reconstruction import ReconstructionSampler
 from training.small_stages import add_ray_decoder
 
 OPTIONS = ["--prepare_data", "cpu", "--num_views", "2", "--samples_per_scene", "4", "--report_to", "none"]
-OPTIONS += ["--per_device_train_batch_size", "8", "--max_steps", "2", "--logging_steps", "1", "--use_cpu", "true"]
+OPTIONS += [
+    "--warmup_steps",
+    "0",
+    "--per_device_train_batch_size",
+    "8",
+    "--max_steps",
+    "2",
+    "--logging_steps",
+    "1",
+    "--use_cpu",
+    "true",
+]
 
 
 def ray_targets(num_scenes: int, num_rays: int = 5) -> dict[str, torch.Tensor]:

@@ -95,7 +95,7 @@ def test_the_encoder_with_kernels_is_that_without(dtype, compiled, monkeypatch):
     config = small_config(hidden_size=256, num_attention_heads=4, num_patch_embed_attention_heads=4)
     exact = randomize(VggtModel(config)).to("cuda")
     pixels = [fake_views(1, num_views).cuda() for num_views in (1, 3)]
-    model = copy.deepcopy(exact).to(dtype).use_kernels()
+    model = copy.deepcopy(exact).to(dtype).set_fused_rotary()
     calls = []
     turn = kernels.norm_and_turn_
     monkeypatch.setattr(modeling_vggt, "norm_and_turn_", lambda *a: calls.append(1) or turn(*a))

@@ -279,20 +279,16 @@ class SceneTrainer(Trainer):
                 save_file(decoder.state_dict(), folder / RAY_DECODER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Also the ray decoder, which is no part of the model that is saved."""
+        """See `Trainer._load_from_checkpoint`; also the ray decoder, which is no part of the model that is saved."""
         decoder = self.accelerator.unwrap_model(self.model if model is None else model).ray_decoder
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with whole(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         if decoder is not None:
             decoder.load_state_dict(load_file(Path(resume_from_checkpoint) / RAY_DECODER))
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where checkpoints are written; `seal` moves them out of there."""
         return str(Path(self.args.output_dir) / STAGING)
-
-    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """See `Trainer._load_from_checkpoint`."""
-        with whole(self.model):
-            super()._load_from_checkpoint(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Seals the checkpoint once every rank has written, and only then drops older ones."""
