@@ -64,9 +64,13 @@ def clear_staging(run: str | Path) -> None:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Deletes a checkpoint, its marker first: an interrupted deletion leaves nothing that looks whole."""
-    (checkpoint / MARKER).unlink()
-    shutil.rmtree(checkpoint)
+    """Deletes a checkpoint from where it no longer counts: an interrupted deletion leaves none that is half there."""
+    doomed = checkpoint.parent / STAGING / f"{checkpoint.name}.removed"
+    doomed.parent.mkdir(exist_ok=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+    with contextlib.suppress(OSError):
+        doomed.parent.rmdir()
 
 
 def complete_checkpoints(run: str | Path) -> list[Path]:
