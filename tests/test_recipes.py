@@ -16,7 +16,6 @@ import yaml
 import train
 from training.arguments import CONFIGS, read_yaml
 from training.assembly import load_model
-from training.small_stages import EndOfLabels
 from training.trainer import SceneTrainer
 
 RECIPES = {path.name: read_yaml(path) for path in sorted(CONFIGS.glob("*.yaml"))}
@@ -111,10 +110,6 @@ def compiled(trainer: SceneTrainer) -> bool:
     return any(module._compiled_call_impl is not None for module in trainer.model.modules())
 
 
-def end_of_labels(trainer: SceneTrainer) -> list[float]:
-    return [callback.share for callback in trainer.callback_handler.callbacks if isinstance(callback, EndOfLabels)]
-
-
 def rays(trainer: SceneTrainer) -> dict[str, Any]:
     return {key: value.shape for key, value in batches(trainer)[0]["ray_targets"].items()}
 
@@ -170,8 +165,8 @@ CASES = {
     "vision_checkpoint": Case("nowhere", refused="vision_checkpoint is nowhere, but the checkpoint"),
     "prepare_data": Case("cpu", lambda t: t.prepared is None),
     "geometry_consistency": Case(0.2, lambda t: t.model.ray_decoder is None, PREPARED),
-    "latent_labels": Case(1.0, lambda t: t.model.ray_decoder is None, PREPARED),
-    "latent_labels_until": Case(0.5, end_of_labels, {**PREPARED, "latent_labels": 1.0}),
+    "latent_labels": Case(1.0, None, PREPARED, refused="latent_labels wants dense labels"),
+    "latent_labels_until": Case(0.5, refused="latent_labels_until is 0.5 and would not be read"),
     "num_rays": Case(7, rays, {**PREPARED, "geometry_consistency": 0.2}),
     "save_total_limit": Case(1, saved, {**SAVING, "save_steps": 1}, trained=True),
 }  # fmt: skip

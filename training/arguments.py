@@ -115,6 +115,11 @@ class ModelArguments:
                 f"lora_rank is {self.lora_rank}, but model is {self.model}: adapters are saved alone and name the "
                 "checkpoint they belong to, and random weights have none; name a checkpoint, or train the text whole"
             )
+        if self.latent_labels_until != 1.0 and not self.latent_labels:
+            raise ValueError(
+                f"latent_labels_until is {self.latent_labels_until} and would not be read: latent_labels is 0; "
+                "leave it at 1, or set latent_labels"
+            )
         unread = [name for name in ("lora_alpha", "lora_dropout") if getattr(self, name) and not self.lora_rank]
         unread += ["lora_targets"] if not self.lora_rank and self.lora_targets != list(LORA_TARGETS) else []
         if unread:
