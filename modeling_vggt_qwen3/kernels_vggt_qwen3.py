@@ -99,7 +99,9 @@ def _device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
 
 
 def load_flash_3() -> None:
-    """Finds FlashAttention-3 before a compiler looks for it.
+    """Finds FlashAttention-3 before a compiler looks for it, and registers it anew.
+
+    The library's registry is one for the process: a second copy of this code, as remote code makes, would take it over.
 
     Raises:
         ImportError: for want of a package that has it.
@@ -113,6 +115,7 @@ def load_flash_3() -> None:
             f'attn_implementation="{FLASH_3}" needs FlashAttention-3 for Hopper GPUs: install the package '
             'flash_attn_3, or fa3-fwd (inference alone), or choose "sdpa"'
         )
+    AttentionInterface.register(FLASH_3, flash_3_attention_forward)
 
 
 def flash_3_attention_forward(

@@ -56,6 +56,16 @@ def test_flash_3_takes_calls_without_mask_in_half_precision(flash_3):
     assert flash_3.calls == []
 
 
+def test_another_copy_of_the_code_does_not_take_it_over(flash_3):
+    """Remote code is imported once more for each repository, and registers its own attention."""
+    kernels.AttentionInterface.register("fa3", lambda *args, **kwargs: pytest.fail("the other copy was called"))
+    model = randomize(VggtModel(small_config())).bfloat16()
+    model.set_attn_implementation("fa3")
+    with torch.no_grad():
+        model(fake_views(1, 2))
+    assert flash_3.calls
+
+
 def test_flash_3_must_be_installed(monkeypatch):
     monkeypatch.setattr(kernels, "_flash_3", None)
     monkeypatch.setattr(kernels, "FLASH_3_MODULES", ("no_such_package",))
