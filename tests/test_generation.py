@@ -223,6 +223,7 @@ def test_works_within_inference_mode_and_after_it(model):
         assert found.tolist() == wanted.tolist()
 
 
+@pytest.mark.slow
 def test_one_compiled_layer_serves_all_layers_and_sizes():
     """Compiled for one token and for more, for one row and for more; not for a layer, a length or further rows."""
     deep = untied_model(num_hidden_layers=3)
