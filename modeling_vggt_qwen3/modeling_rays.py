@@ -57,9 +57,9 @@ class RayDecoder(nn.Module):
 
         Args:
             latents: [S, N, dim].
-            targets: rays float32 [S, R, 6] (Plücker coordinates in ref), depth float32 [S, R] in metres and depth_mask
-                bool [S, R]; with classes also classes, colors int64 [S, R] (-1 = unknown), boxes float32 [S, R, 8] and
-                boxes_mask bool [S, R].
+            targets: rays float32 [S, R, 6], Plücker coordinates in ref; depth float32 [S, R], metres along the ray, and
+                depth_mask bool [S, R]; with classes also classes, colors int64 [S, R] (-1 = unknown), boxes float32
+                [S, R, 8] and boxes_mask bool [S, R].
 
         Returns:
             "geometry_consistency": L1 of log depth; "labels": cross-entropies and smooth L1 in metres; float32 scalars.

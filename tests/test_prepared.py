@@ -71,18 +71,28 @@ def test_boxes_are_those_that_actions_state(parts):
 
 
 def test_rays_meet_their_depth(parts):
-    """Points at the target depth along the target rays are the points of depth; only hidden ones are asked for."""
+    """Points at the target depth along the rays are those that were measured, and hidden from the input."""
     config, processor, dataset, folder = parts
-    collator = PreparedCollator(
-        PreparedScenes(folder), dataset, processor, config.task_names, depth_dropout=0.5, num_rays=16
-    )
+    prepared = PreparedScenes(folder)
+    options = {"depth_dropout": 0.5, "num_rays": 3 * 16}
+    collator = PreparedCollator(prepared, dataset, processor, config.task_names, **options)
     draws = [Draw(scene, (scene * 16,), None, (0, 0, n)) for n, scene in enumerate([0, 1, 2] * 3)]
     batch = collator(draws)
-    targets = batch["ray_targets"]
-    has_depth = batch["patch_points_mask"].flatten(1).any(1)
+    targets, has_depth = batch["ray_targets"], batch["patch_points_mask"].flatten(1).any(1)
     assert 0 < has_depth.sum() < len(draws)
-    assert not targets["depth_mask"][has_depth].any() and targets["depth_mask"][~has_depth].any()
-    assert targets["rays"].shape == (9, 16, 6) and targets["boxes"].shape == (9, 16, 8)
+    assert not targets["depth_mask"][has_depth].any()
+    shown = PreparedCollator(prepared, dataset, processor, config.task_names)(draws)  # the same views, depth shown
+    errors = []
+    for s in (~has_depth).nonzero()[:, 0].tolist():
+        direction, moment = targets["rays"][s].split(3, dim=-1)
+        origins = shown["ref_from_cam"][s, :, :3, 3]
+        offset = torch.linalg.cross(origins[:, None].expand(-1, len(direction), -1), direction[None]) - moment
+        origin = origins[offset.norm(dim=-1).argmin(0)]  # the camera that the ray comes from
+        found = origin + targets["depth"][s][:, None] * direction
+        measured = shown["patch_points"][s].flatten(0, 1)[shown["patch_points_mask"][s].flatten()]
+        distance = torch.cdist(found, measured).amin(1) / targets["depth"][s]
+        errors.append(distance[targets["depth_mask"][s]])
+    assert float(torch.cat(errors).quantile(0.9)) < 0.04
 
 
 def test_an_interrupted_preparation_does_not_count(parts, tmp_path):
@@ -95,3 +105,15 @@ def test_an_interrupted_preparation_does_not_count(parts, tmp_path):
     (again / "pixels.npy").write_bytes(b"half")
     prepare(dataset, processor, tmp_path, num_proc=1)
     np.testing.assert_array_equal(np.load(again / "pixels.npy"), np.load(folder / "pixels.npy"))
+
+
+def test_labels_of_another_scene_are_refused(parts):
+    _, _, dataset, _ = parts
+    tables = dataset.label_tables
+    try:
+        dataset.label_tables = [tables[0].select([1, 0, 2]).with_format("arrow")]
+        with pytest.raises(ValueError, match=r"row 0 of labels is of scene .*000001.* build the dataset again"):
+            dataset.read_labels(0)
+        dataset.read_labels(2)
+    finally:
+        dataset.label_tables = tables

@@ -157,6 +157,11 @@ class SceneDataset(TorchDataset):
         if self.label_tables[table] is None:
             return None
         labels = self.label_tables[table][row].to_pylist()[0]
+        if labels["scene_id"] != self.scene_id(index):
+            raise ValueError(
+                f"{self.roots[table]}: row {row} of labels is of scene {labels['scene_id']}, that of scenes is "
+                f"{self.scene_id(index)}: the tables do not belong together; build the dataset again"
+            )
         return {**labels, "instances": [io.BytesIO(view["bytes"]) for view in labels["instances"]]}
 
     def scene_cameras(self, index: int) -> dict[str, Any]:

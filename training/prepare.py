@@ -112,10 +112,10 @@ class _Job:
             self.samples_of.setdefault(scene, []).append(m)
 
     def scene(self, index: int) -> Arrays:
-        """One scene's arrays, as `PreparedDataset` lists them."""
+        """One scene's arrays, as `PreparedScenes` lists them."""
         example = self.dataset.read_scene(index)
         if example.world_from_cam is None or example.depth is None:
-            raise ValueError(f"scene {example.scene_id} lacks cameras or depth: train on it without data_on_device")
+            raise ValueError(f"scene {example.scene_id} lacks cameras or depth: train on it without prepare_data")
         batch = self.processor(
             images=[example.images],
             intrinsics=[example.intrinsics],
@@ -259,7 +259,7 @@ def _write(job: _Job, folder: Path, span: tuple[int, int]) -> list[Any]:
         if wrong:
             raise ValueError(
                 f"scene {start + wrong[0]} has {name} of shape {scenes[wrong[0]][name].shape}, the first one "
-                f"{file.shape[1:]}: prepared scenes agree in their views; train on these without data_on_device"
+                f"{file.shape[1:]}: prepared scenes agree in their views; train on these without prepare_data"
             )
         file[start:stop] = [scene[name] for scene in scenes]
     return job.texts(start, stop)

@@ -275,9 +275,10 @@ def ray_targets(
     """What rays through random patches meet, R a scene, whether or not the model's input shows the cameras.
 
     Returns:
-        rays float32 [S, R, 6], Plücker coordinates in ref; depth float32 [S, R], z-depth in metres, and depth_mask bool
-        [S, R], True where that depth was measured and hidden from the input; with dense labels classes, colors,
-        boxes and boxes_mask as in `dense_labels`, [S, R, ...].
+        rays float32 [S, R, 6], Plücker coordinates in ref; depth float32 [S, R], metres along the ray (z-depth
+        would ask for the camera's axis, which no ray tells), and depth_mask bool [S, R], True where that depth was
+        measured and hidden from the input; with dense labels classes, colors, boxes and boxes_mask as in
+        `dense_labels`, [S, R, ...].
     """
     device = prepared.device
     scene = torch.tensor([draw.scene for draw in draws], device=device)
@@ -296,7 +297,7 @@ def ray_targets(
     hidden = geometry.patch_points_mask & ~batch["patch_points_mask"]
     found = {
         "rays": patch_rays(geometry, patch_size),
-        "depth": geometry.patch_points[..., 2],
+        "depth": geometry.patch_points.norm(dim=-1),
         "depth_mask": hidden,
     }
     if prepared.has_labels:
