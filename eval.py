@@ -19,6 +19,7 @@ from evaluation.compare import CompareSettings, compare
 from evaluation.foreign import ScoreSettings
 from evaluation.question import QuestionSettings, ask, print_reply
 from evaluation.runs import run, score
+from training.launch import end_process_group
 
 
 def main(argv: list[str] | None = None) -> Any:
@@ -39,5 +40,6 @@ def main(argv: list[str] | None = None) -> Any:
 if __name__ == "__main__":
     try:
         main()
+        end_process_group()
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -49,7 +49,7 @@ from training.feature_cache import CachedSceneDataset, cache_identity
 from training.fitting import fit
 from training.freezing import log_trainable, set_trainable
 from training.guards import STOPPED_BY_SIGNAL, StopAfter
-from training.launch import prepare_process, refuse_data_parallel
+from training.launch import end_process_group, prepare_process, refuse_data_parallel
 from training.memory import numel
 from training.small_stages import add_ray_decoder, prepared_scenes, train_encoder
 from training.trainer import SceneTrainer
@@ -134,6 +134,7 @@ def run(argv: list[str], stop_after: int | None = None) -> SceneTrainer:
             "stopped by a signal at step %d; the same command with --resume_from_checkpoint latest goes on",
             trainer.state.global_step,
         )
+        end_process_group()
         raise SystemExit(STOPPED_BY_SIGNAL)
     with writing("the trained model", args.output_dir):
         trainer.save_model()
@@ -196,3 +197,4 @@ def _set_up_logging(args: SceneTrainingArguments) -> None:
 
 if __name__ == "__main__":
     main()
+    end_process_group()

@@ -44,6 +44,7 @@ from .feature_cache import (
     refuse_stale,
     wanted_sets,
 )
+from .launch import end_process_group
 
 logger = logging.getLogger("features")
 
@@ -252,3 +253,4 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main()
+    end_process_group()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from torch import distributed
 
 CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "CUDA_CACHE_PATH": "cuda"}
 
@@ -43,6 +44,17 @@ def prepare_process(uses_deepspeed: bool) -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         PartialState(backend="gloo")
+
+
+def end_process_group() -> None:
+    """Ends the process group of a run that went well, once every rank has come this far.
+
+    A rank that leaves the interpreter while the group's threads still run is now and then aborted by them, and the
+    launcher then ends the others, the first one in the midst of its files too.
+    """
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def refuse_data_parallel(num_gpus: int) -> None:
