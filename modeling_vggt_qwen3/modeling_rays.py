@@ -1,6 +1,6 @@
 """What a scene's latents know of its space: rays ask them for depth, and in training for what they meet.
 
-Training only: the decoder is added to a model before it trains and is not saved with it.
+Training only: `add_ray_decoder` gives it to a model; neither its weights nor this code are saved with that.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtQwen3Config
 from .generation_vggt_qwen3 import GEOMETRY_KEYS, SCENE_KEYS, SceneGenerationMixin, count_mismatch
 from .loading_vggt_qwen3 import StrictLoadingMixin
 from .modeling_perceiver import GeometryTokens, PerceiverResampler, PointEmbedding, SceneGeometry, pool_patches
-from .modeling_rays import RayDecoder
 from .modeling_vggt import VggtModel
 
 IGNORE_INDEX = -100
@@ -333,7 +332,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
         super().__init__(config)
         self.model = VggtQwen3Model(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.ray_decoder: RayDecoder | None = None
+        self.ray_decoder: nn.Module | None = None
         self.post_init()
         self.generation_config.suppress_tokens = [
             config.image_token_id,
@@ -396,8 +395,8 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
             num_items_in_batch: float [tasks], the weight of each task's answer tokens over the whole optimizer step;
                 None = over this batch.
             world_from_ref: only serves decoding; accepted so that a whole batch can be passed on.
-            ray_targets: what rays meet (see `RayDecoder`); adds the ray decoder's weighted losses to `loss`, divided by
-                `ray_targets["share"]` where given: the number of batches whose losses an optimizer step sums.
+            ray_targets: what rays meet (see `add_ray_decoder`); adds the ray decoder's weighted losses to `loss`,
+                divided by `ray_targets["share"]` where given: the number of batches that an optimizer step sums.
             logits_to_keep: last positions (or indices) to compute logits of; 0 = all.
 
         Returns:
@@ -447,9 +446,9 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
             auxiliary_losses=auxiliary,
         )
 
-    def add_ray_decoder(self, **options: Any) -> RayDecoder:
-        """Adds the decoder that `ray_targets` train, with `RayDecoder`'s options; it is not saved."""
-        self.ray_decoder = RayDecoder(self.config.text_config.hidden_size, **options).to(self.device)
+    def add_ray_decoder(self, decoder: nn.Module) -> nn.Module:
+        """Adds what `ray_targets` train, a `RayDecoder`; neither its weights nor its code are saved with the model."""
+        self.ray_decoder = decoder.to(self.device)
         return self.ray_decoder
 
     def _ray_losses(

@@ -18,7 +18,7 @@ from hub_upload.record import NotStagedError, read_staged, read_verified, write_
 from hub_upload.stage import parse
 from hub_upload.stage_model import stage_model
 from hub_upload.verify import NotPublishableError, static_faults, verify
-from tests.hub import REPO_ID, append, copy_staged, edit_json, make_checkpoint, record_again, stage_small
+from tests.hub import REPO_ID, REPOSITORY, append, copy_staged, edit_json, make_checkpoint, record_again, stage_small
 
 pytestmark = pytest.mark.xdist_group("hub")
 PLANTED_TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz12345678"
@@ -142,8 +142,23 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+MODEL_CODE = (
+    *("configuration", "modeling", "generation", "answering", "decoding", "loading", "kernels", "cuda_graphs"),
+    *("processing", "image_processing", "action", "constraint", "chat", "geometry", "scene", "depth"),
+)
+NAMES = ("config.json", "generation_config.json", "model.safetensors", "README.md", "LICENSE", "NOTICE")
+NAMES += ("processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json")
+
+
 def test_a_sound_folder_has_no_fault(staged):
     assert static_faults(staged, read_staged(staged)) == []
+
+
+def test_it_holds_what_loads_and_nothing_else(staged):
+    """Neither the code of training alone (heads, rays) nor what converts checkpoints."""
+    code = {f"{stem}_vggt_qwen3.py" for stem in MODEL_CODE} | {"modeling_vggt.py", "modeling_perceiver.py"}
+    assert set(read_staged(staged).files) == code | set(NAMES)
+    assert (staged / "LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
 
 
 @pytest.mark.parametrize("name", FAULTS)

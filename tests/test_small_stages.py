@@ -133,7 +133,8 @@ def test_every_rank_trains_on_other_scenes():
 
 def test_rays_train_the_latents(rooms):
     model = small_model().train()
-    model.add_ray_decoder(num_classes=7, num_colors=3, depth_weight=0.5, label_weight=2.0)
+    width = model.config.text_config.hidden_size
+    model.add_ray_decoder(RayDecoder(width, num_classes=7, num_colors=3, depth_weight=0.5, label_weight=2.0))
     batch = fake_batch(model.config)
     labels = batch["input_ids"].clone()
     plain = model(**batch, labels=labels)

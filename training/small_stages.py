@@ -10,6 +10,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from datasets_scripts.rooms.catalogue import CLASSES
+from modeling_vggt_qwen3.modeling_rays import RayDecoder
 from modeling_vggt_qwen3.modeling_vggt_heads import VggtForReconstruction
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
@@ -101,7 +102,8 @@ def add_ray_decoder(
     if args.latent_labels and not prepared.has_labels:
         raise ValueError("latent_labels wants dense labels: build the rooms with --dense-labels, or leave it out")
     sizes = {"num_classes": len(CLASSES), "num_colors": len(COLOR_NAMES)} if args.latent_labels else {}
-    decoder = model.add_ray_decoder(depth_weight=args.geometry_consistency, label_weight=args.latent_labels, **sizes)
+    weights = {"depth_weight": args.geometry_consistency, "label_weight": args.latent_labels}
+    decoder = model.add_ray_decoder(RayDecoder(model.config.text_config.hidden_size, **sizes, **weights))
     return [EndOfLabels(decoder, args.latent_labels_until)]
 
 
