@@ -23,7 +23,11 @@ def find_faults(folder: str) -> list[str]:
         faults.append("there is no example room")
     if not app.model_name():
         faults.append("model.txt names no model")
-    app.build(None)
+    visitors = app.Visitors()
+    try:
+        app.build(app.Host(None, visitors))
+    finally:
+        visitors.close()
     return faults
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -11,9 +13,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import av
 import numpy as np
@@ -44,6 +47,35 @@ def load(name: str) -> ModuleType:
 
 
 drawing, room = load("drawing"), load("room")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_talking_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def guide(model) -> Iterator[ModuleType]:
+    """The app's side of the model, without the page."""
+    sys.modules["room"] = room  # by this name it lies beside guide.py
+    module = load("guide")
+    del sys.modules["room"]
+    guide = module.Guide(str(model))
+    yield guide
+    guide.pool.shutdown()
+
+
+@pytest.fixture(scope="module")
+def visitors_module() -> ModuleType:
+    sys.modules["room"] = room
+    module = load("visitors")
+    del sys.modules["room"]
+    return module
+
+
+def last(replies: Iterator[Any]) -> Any:
+    """The reply that holds everything."""
+    return list(replies)[-1]
 
 
 def level_camera() -> tuple[np.ndarray, np.ndarray]:
@@ -113,6 +145,13 @@ def write_photograph(path: Path, size: tuple[int, int] = (64, 48)) -> Path:
     return path
 
 
+def write_large(path: Path) -> Path:
+    """A file just above the limit, and without content."""
+    with path.open("wb") as file:
+        file.truncate(51 * 2**20)
+    return path
+
+
 class TestUploads:
     def test_photographs_are_turned_upright_and_made_smaller(self, tmp_path):
         exif = Image.Exif()
@@ -151,10 +190,8 @@ class TestUploads:
             room.read_upload(make(tmp_path))
 
     def test_files_that_are_too_large(self, tmp_path):
-        with (tmp_path / "a.png").open("wb") as file:
-            file.truncate(51 * 2**20)
         with pytest.raises(room.UploadError, match="larger than 50 MB"):
-            room.read_upload([tmp_path / "a.png"])
+            room.read_upload([write_large(tmp_path / "a.png")])
 
     def test_the_examples_have_cameras_that_fit_their_depth(self):
         assert len(room.example_names()) == 3
@@ -166,6 +203,82 @@ class TestUploads:
             assert np.allclose([np.linalg.det(matrix[:3, :3]) for matrix in shown.world_from_cam], 1, atol=1e-4)
 
 
+class TestVisitors:
+    @pytest.fixture
+    def visitors(self, visitors_module, tmp_path, monkeypatch):
+        monkeypatch.setattr(visitors_module.tempfile, "tempdir", str(tmp_path))
+        made = visitors_module.Visitors()
+        yield made
+        made.close()
+        assert not any(tmp_path.iterdir())
+
+    def test_files_go_with_the_room_that_they_show(self, visitors):
+        first = visitors.show("a", room.read_example("study"))
+        other = visitors.show("b", room.read_example("study"))
+        assert [Image.open(path).size for path in first.write_views(first.room.views)] == [(336, 336)] * 4
+        second = visitors.show("a", room.read_example("kitchen"))
+        assert not first.folder.exists()
+        visitors.leave("a")
+        visitors.leave("a")
+        assert not second.folder.exists()
+        assert list(visitors.rooms.iterdir()) == [other.folder]
+
+    def test_what_is_left_behind_is_swept_up(self, visitors):
+        """A page that stays open, and an upload that was broken off."""
+        session = visitors.show("a", room.read_example("study"))
+        (visitors.uploads / "x").mkdir()
+        (visitors.uploads / "x" / "half").write_bytes(b"half a photograph")
+        visitors.sweep()
+        assert session.folder.exists()
+        assert (visitors.uploads / "x" / "half").exists()
+        visitors.sweep(age_s=0)
+        assert not visitors.sessions
+        assert not session.folder.exists()
+        assert not (visitors.uploads / "x" / "half").exists()
+
+
+@pytest.mark.xdist_group("space")
+class TestGuide:
+    """The small model has 512 positions, fewer than the longest list of anchors takes."""
+
+    def test_answers_and_places_anchors(self, guide):
+        study = room.read_example("study")
+        reply = last(guide.ask(study, "What is next to the desk?", wants_action=False))
+        assert (reply.text, reply.action, reply.error) == (ANSWER, None, None)
+        assert list(reply.seconds) == ["looking", "reading the question", "answering"]
+        reply = last(guide.ask(study, "Place an anchor on the chair.", wants_action=True))
+        assert (reply.action["action"], reply.action["label"], reply.action["scene"]) == (
+            "place_anchor",
+            "chair",
+            "study",
+        )
+        assert reply.error is None
+
+    def test_a_room_is_looked_at_once_and_forgotten_with_its_visitor(self, guide):
+        guide.scenes.clear()
+        shown = room.read_example("kitchen")
+        for question in ("What is next to the desk?", "What is next to the bed?"):
+            last(guide.ask(shown, question, wants_action=False))
+        assert list(guide.scenes) == [shown]
+        del shown
+        gc.collect()
+        assert not guide.scenes
+
+    def test_metres_are_never_invented(self, guide, tmp_path):
+        shown = room.read_upload([write_photograph(tmp_path / "a.png")])
+        reply = last(guide.ask(shown, "Place an anchor on the chair.", wants_action=True))
+        assert (reply.text, reply.action) == ("", None)
+        assert "cannot be known from photographs alone" in reply.error
+        assert last(guide.ask(shown, "What is next to the desk?", wants_action=False)).text == ANSWER
+
+    @pytest.mark.parametrize(
+        ("question", "words"), [("x" * 401, "401 characters: 400 at most"), ("<|im_start|>", "cannot be asked")]
+    )
+    def test_what_cannot_be_asked(self, guide, question, words):
+        with pytest.raises(ValueError, match=words):
+            last(guide.ask(room.read_example("study"), question, wants_action=False))
+
+
 class TestPublishing:
     @pytest.fixture
     def staged(self, tmp_path) -> Path:
@@ -174,7 +287,16 @@ class TestPublishing:
 
     def test_what_is_staged(self, staged):
         names = set(read_staged(staged).files)
-        assert {"app.py", "guide.py", "room.py", "drawing.py", "requirements.txt", "model.txt", "README.md"} < names
+        assert {
+            "app.py",
+            "guide.py",
+            "room.py",
+            "visitors.py",
+            "drawing.py",
+            "requirements.txt",
+            "model.txt",
+            "README.md",
+        } < names
         assert len([name for name in names if name.endswith(".jpg")]) == 12
         assert (staged / "model.txt").read_text() == "someone/rooms\n"
         assert "models:\n- someone/rooms\n" in (staged / "README.md").read_text()
@@ -201,6 +323,13 @@ class TestPublishing:
 
 # ------------------------------------------------------------------------------------------------------------- browser
 
+NOTE_QUEUE = """
+window.queued = [];
+const note = () => window.queued.push(...(document.body.innerText.match(/queue: \\d+\\/\\d+/g) || []));
+addEventListener("DOMContentLoaded", () =>
+    new MutationObserver(note).observe(document.body, {subtree: true, childList: true, characterData: true}));
+"""
+
 
 @pytest.fixture(scope="module")
 def packages() -> Path:
@@ -219,16 +348,15 @@ def packages() -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(packages, tmp_path_factory) -> Iterator[tuple[str, Path]]:
-    """Address of the running app, and the folder where it keeps uploads."""
+def served(packages, model, tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """Address of the running app, and the folder of all its temporary files."""
     folder = tmp_path_factory.mktemp("space")
-    model = make_talking_checkpoint(folder / "model")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {**os.environ, "MODEL": str(model), "PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1"}
     env |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
-    env |= {"GRADIO_TEMP_DIR": str(folder / "uploads"), "HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
+    env |= {"HF_HUB_OFFLINE": "1", "TMPDIR": str(folder)}
     with (folder / "app.log").open("w") as log:
         process = subprocess.Popen([sys.executable, "app.py"], cwd=SPACE, env=env, stdout=log, stderr=log)
         url = f"http://127.0.0.1:{port}/"
@@ -238,7 +366,7 @@ def served(packages, tmp_path_factory) -> Iterator[tuple[str, Path]]:
                     break
                 assert process.poll() is None, (folder / "app.log").read_text()
                 time.sleep(0.5)
-            yield url, folder / "uploads"
+            yield url, folder
         finally:
             process.terminate()
             process.wait(20)
@@ -303,33 +431,65 @@ def test_staged_verified_and_pushed(packages, tmp_path):
         verify(tmp_path / "space", packages=packages)
 
 
+def shown_pictures(page) -> list[np.ndarray]:
+    """What the gallery shows, [H, W, 3] each."""
+    sources = [image.get_attribute("src") for image in page.locator("#views .grid-wrap img").all()]
+    answers = [page.request.get(source) for source in sources]
+    return [np.asarray(Image.open(io.BytesIO(answer.body())).convert("RGB")).astype(int) for answer in answers]
+
+
+def nodes_of(answer: Any) -> set[str]:
+    """Names of the parts of a 3D scene that the browser was sent."""
+    return set(trimesh.load(io.BytesIO(answer.body()), file_type="glb").graph.nodes_geometry)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Those that hold anything; the library leaves an empty one for each upload, which the sweep removes."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size and path.suffix != ".log"]
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end, "it has not come so"
+        time.sleep(0.2)
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("space")
 class TestInABrowser:
-    def test_a_question_is_answered_and_an_anchor_placed(self, page, tmp_path):
+    def test_a_question_is_answered_and_an_anchor_placed(self, page):
+        files = []
+        page.on("response", lambda answer: files.append(answer) if ".glb" in answer.url else None)
         page.get_by_role("button", name="Example: study").click()
         page.get_by_text("4 views, cameras known.").wait_for()
-        before = page.locator("#views img").first.get_attribute("src")
         ask(page, "What is next to the desk?")
         page.locator("#chat").get_by_text(ANSWER).wait_for()
         page.locator("#times").get_by_text("answering").wait_for()
+        without = shown_pictures(page)
+        assert len(without) == 4
         page.get_by_label("Place an anchor").check()
         ask(page, "Place an anchor on the chair.")
         page.get_by_text("Placed 1 anchor: chair.").wait_for()
+        page.locator("#action").get_by_text("place_anchor").wait_for()
         action = json.loads(page.locator("#action .cm-content").inner_text())
         assert (action["action"], action["label"], action["scene"]) == ("place_anchor", "chair", "study")
         assert len(action["center"]) == 3
-        page.locator("#model canvas").wait_for()
-        assert page.locator("#views img").first.get_attribute("src") != before  # now with the box
         for step in ("looking", "reading the question", "answering"):
             assert step in page.locator("#times").inner_text()
+        reddest = [(np.abs(picture - RED).sum(-1) < 40).sum() for picture in shown_pictures(page)]
+        before = [(np.abs(picture - RED).sum(-1) < 40).sum() for picture in without]
+        assert max(after - was for after, was in zip(reddest, before, strict=True)) > 200  # the box is drawn in
+        assert "chair 0" not in nodes_of(files[0])
+        wait_until(lambda: "chair 0" in nodes_of(files[-1]))  # the viewer has fetched the room with its anchor
+        picture = np.asarray(Image.open(io.BytesIO(page.locator("#model canvas").screenshot())).convert("RGB"))
+        assert picture.std() > 10  # the viewer draws something
 
     def test_without_cameras_there_are_no_metres(self, page, served, tmp_path):
         paths = [str(write_photograph(tmp_path / f"{index}.png")) for index in range(3)]
         page.locator("input[type=file]").first.set_input_files(paths)
         page.get_by_text("3 views, cameras unknown.").wait_for()
-        uploaded = [path for path in served[1].rglob("*.png") if path.name in ("0.png", "1.png", "2.png")]
-        assert not uploaded
+        assert not [path for path in served[1].rglob("*.png") if path.name in ("0.png", "1.png", "2.png")]
         ask(page, "What is next to the desk?")
         page.locator("#chat").get_by_text(ANSWER).wait_for()
         page.get_by_label("Place an anchor").check()
@@ -341,26 +501,62 @@ class TestInABrowser:
         page.locator("input[type=file]").first.set_input_files(str(write_video(tmp_path / "a.mp4", 4)))
         page.get_by_text("8 views, cameras unknown.").wait_for()
 
-    def test_what_cannot_be_used_is_said(self, page, tmp_path):
+    @pytest.mark.parametrize(
+        ("make", "words"),
+        [
+            (lambda f: [write_photograph(f / "a.png", (9000, 6000))], "50 million at most"),
+            (lambda f: [write_photograph(f / f"{i}.png") for i in range(17)], "17 photographs are too many"),
+            (lambda f: [write_large(f / "a.png")], "50"),
+            (lambda f: [write_video(f / "a.mp4", 62, (16, 16))], "60 s at most"),
+        ],
+        ids=["pixels", "number", "bytes", "seconds"],
+    )
+    def test_uploads_that_are_too_large(self, make, words, page, served, tmp_path):
+        page.locator("input[type=file]").first.set_input_files([str(path) for path in make(tmp_path)])
+        page.locator(".toast-wrap").get_by_text(words).first.wait_for()
+        wait_until(lambda: not [path for path in served[1].rglob("*") if path.suffix in (".png", ".mp4")])
+        page.get_by_role("button", name="Example: kitchen").click()
+        page.get_by_text("4 views, cameras known.").wait_for()
+
+    def test_what_cannot_be_asked_is_said(self, page):
         ask(page, "What is next to the desk?")
         page.get_by_text("Upload photographs, or choose an example room.").nth(1).wait_for()
-        page.locator("input[type=file]").first.set_input_files(str(write_photograph(tmp_path / "a.png", (9000, 6000))))
-        page.get_by_text("50 million at most").wait_for()
         page.get_by_role("button", name="Example: kitchen").click()
         page.get_by_text("4 views, cameras known.").wait_for()
         ask(page, "What is <|im_start|> next to the desk?")
         page.get_by_text("That cannot be asked").wait_for()
 
+    def test_a_visitor_who_leaves_takes_everything_along(self, browser, served, tmp_path):
+        page = browser.new_page()
+        page.goto(served[0])
+        others = set(files_below(served[1]))
+        page.locator("input[type=file]").first.set_input_files(str(write_photograph(tmp_path / "mine.png", (640, 480))))
+        page.get_by_text("1 view, cameras unknown.").wait_for()
+        page.get_by_role("button", name="Example: study").click()
+        page.get_by_text("4 views, cameras known.").wait_for()
+        page.locator("#model canvas").wait_for()
+        mine = {path.suffix for path in files_below(served[1]) if path not in others}
+        assert mine == {".jpg", ".glb"}
+        page.close()
+        wait_until(lambda: set(files_below(served[1])) <= others)
+
     def test_several_visitors_wait_in_a_queue_and_see_their_own_rooms(self, browser, served):
-        pages = [browser.new_page() for _ in range(3)]
-        for opened, name in zip(pages, ("bedroom", "kitchen", "study"), strict=True):
+        names = ("bedroom", "kitchen", "study")
+        pages = [browser.new_page() for _ in names]
+        for opened, name in zip(pages, names, strict=True):
+            opened.add_init_script(NOTE_QUEUE)
             opened.goto(served[0])
             opened.get_by_role("button", name=f"Example: {name}").click()
             opened.get_by_text("4 views, cameras known.").wait_for()
             opened.get_by_label("Place an anchor").check()
+            opened.locator("#question textarea").fill("Place an anchor on the chair.")
         for opened in pages:
-            ask(opened, "Place an anchor on the chair.")
-        for opened, name in zip(pages, ("bedroom", "kitchen", "study"), strict=True):
+            opened.locator("#question textarea").press("Enter")
+        for opened, name in zip(pages, names, strict=True):
             opened.get_by_text("Placed 1 anchor: chair.").wait_for()
+            opened.locator("#action").get_by_text(f'"{name}"').wait_for()
             assert f'"scene": "{name}"' in opened.locator("#action .cm-content").inner_text()
+        waited = [opened.evaluate("window.queued") for opened in pages]
+        for opened in pages:
             opened.close()
+        assert any(waited), "nobody was told to wait"

@@ -5,20 +5,18 @@ The model is named by the environment variable MODEL, a Hub id or a checkpoint f
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from drawing import anchors_of, draw_anchors, write_glb
+from drawing import Anchor, anchors_of, draw_anchors, write_glb
 from guide import Guide, QuestionError, Reply
-from PIL import Image
 from room import (
     MAX_FILE_MB,
     MAX_PHOTOGRAPHS,
@@ -31,11 +29,12 @@ from room import (
     read_example,
     read_upload,
 )
+from visitors import Session, Visitors
 
 MODEL_FILE = Path(__file__).with_name("model.txt")
-SESSION_S, SWEEP_S = 1800, 300
 MAX_WAITING = 20
 DECIMALS = 3
+EXAMPLE = "Example: "
 QUESTION, INSTRUCTION = "Answer in words", "Place an anchor"
 INTRODUCTION = """# Ask about a room
 Show a few photographs of one room, or a short video. Ask what is where; or, where the cameras are known, let the model
@@ -44,38 +43,55 @@ place an anchor in metres. It is a research model: it can be wrong without sayin
 ASK_FIRST = "Upload photographs, or choose an example room."
 
 
-@dataclass
-class Session:
-    """What one visitor shows, and a folder for the 3D files made for them."""
+@dataclass(frozen=True)
+class Host:
+    """What the page does for each of its visitors. `request.session_hash` tells their pages apart."""
 
-    room: Room
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="room-")))
-    num_files: int = 0
+    guide: Guide
+    visitors: Visitors
 
-    def close(self) -> None:
-        """Removes the visitor's files."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def show_upload(self, paths: list[str] | None, request: gr.Request) -> tuple[Any, ...]:
+        """Reads what was uploaded, removes the files, and shows the views."""
+        try:
+            room = read_upload(paths or [])
+        except UploadError as error:
+            raise gr.Error(str(error), duration=10) from error
+        finally:
+            for path in paths or []:
+                Path(path).unlink(missing_ok=True)
+        return self._show(room, request)
 
+    def show_example(self, words: str, request: gr.Request) -> tuple[Any, ...]:
+        """Shows the room that a button names."""
+        return self._show(read_example(words.removeprefix(EXAMPLE)), request)
 
-def show_upload(paths: list[str] | None, session: Session | None) -> tuple[Any, ...]:
-    """Reads what was uploaded, removes the files, and shows the views."""
-    try:
-        room = read_upload(paths or [])
-    except UploadError as error:
-        raise gr.Error(str(error), duration=10) from error
-    finally:
-        for path in paths or []:
-            Path(path).unlink(missing_ok=True)
-    return show_room(room, session)
+    def _show(self, room: Room, request: gr.Request) -> tuple[Any, ...]:
+        """The views of a new session, what is known of its cameras; upload, chat, action, 3D and times emptied."""
+        session = self.visitors.show(request.session_hash, room)
+        views, model = session.write_views(room.views), room_in_3d(session)
+        return None, views, camera_words(room), [], "", model, ""
 
+    def answer(
+        self, question: str, kind: str, history: list[dict[str, Any]], request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """The chat as words come, then the action as JSON, in the views and in 3D, and the time of each step."""
+        session = self.visitors.sessions.get(request.session_hash)
+        if session is None:
+            raise gr.Error(ASK_FIRST, duration=10)
+        history = [*history, {"role": "user", "content": question}]
+        try:
+            for reply in self.guide.ask(session.room, question, wants_action=kind == INSTRUCTION):
+                said = {"role": "assistant", "content": said_words(reply, kind)}
+                yield "", [*history, said], gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        except QuestionError as error:
+            raise gr.Error(str(error), duration=10) from error
+        if self.visitors.sessions.get(request.session_hash) is session:  # else another room is shown by now, or none
+            views, model = views_and_model(session, reply)
+            yield "", [*history, said], views, action_json(reply), model, times(reply)
 
-def show_room(room: Room, session: Session | None) -> tuple[Any, ...]:
-    """The new session, its views, what is known of its cameras; chat, action, 3D and times emptied."""
-    if session is not None:
-        session.close()
-    session = Session(room)
-    model = room_in_3d(session, None)
-    return None, session, room.views, camera_words(room), [], "", model, ""
+    def leave(self, request: gr.Request) -> None:
+        """Forgets what the visitor has shown."""
+        self.visitors.leave(request.session_hash)
 
 
 def camera_words(room: Room) -> str:
@@ -84,23 +100,6 @@ def camera_words(room: Room) -> str:
     if room.has_cameras:
         return f"**{count}, cameras known.** Anchors stand in metres, Z up."
     return f"**{count}, cameras unknown.** Questions are answered in words; places in metres cannot be known."
-
-
-def answer(
-    guide: Guide, session: Session | None, question: str, kind: str, history: list[dict[str, Any]]
-) -> Iterator[tuple[Any, ...]]:
-    """The chat as words come, then the action as JSON, in the views and in 3D, and the time of each step."""
-    if session is None:
-        raise gr.Error(ASK_FIRST, duration=10)
-    history = [*history, {"role": "user", "content": question}]
-    try:
-        for reply in guide.ask(session.room, question, wants_action=kind == INSTRUCTION):
-            said = {"role": "assistant", "content": said_words(reply, kind)}
-            yield "", [*history, said], gr.skip(), gr.skip(), gr.skip(), gr.skip()
-    except QuestionError as error:
-        raise gr.Error(str(error), duration=10) from error
-    views, model = views_and_model(session, reply)
-    yield "", [*history, said], views, action_json(reply), model, times(reply)
 
 
 def said_words(reply: Reply, kind: str) -> str:
@@ -124,26 +123,22 @@ def action_json(reply: Reply) -> str:
     return re.sub(r"\[\s+(-?[\d.]+),\s+(-?[\d.]+),\s+(-?[\d.]+)\s+\]", r"[\1, \2, \3]", text)
 
 
-def views_and_model(session: Session, reply: Reply) -> tuple[list[Image.Image], str | None]:
-    """The views with the anchors of a reply drawn in, and the file of the 3D scene."""
+def views_and_model(session: Session, reply: Reply) -> tuple[list[str], str | None]:
+    """Files of the views with the anchors of a reply drawn in, and of the 3D scene."""
     room, anchors = session.room, anchors_of(reply.action)
-    if not anchors:
-        return room.views, room_in_3d(session, None)
-    drawn = [
-        draw_anchors(view, anchors, room.intrinsics[index], room.world_from_cam[index])
-        for index, view in enumerate(room.views)
-    ]
-    return drawn, room_in_3d(session, reply)
+    views = room.views
+    if anchors:
+        cameras = zip(room.views, room.intrinsics, room.world_from_cam, strict=True)
+        views = [draw_anchors(view, anchors, k, world_from_cam) for view, k, world_from_cam in cameras]
+    return session.write_views(views), room_in_3d(session, anchors)
 
 
-def room_in_3d(session: Session, reply: Reply | None) -> str | None:
+def room_in_3d(session: Session, anchors: Sequence[Anchor] = ()) -> str | None:
     """The file of the 3D scene; None where the cameras are unknown."""
     room = session.room
     if not room.has_cameras:
         return None
-    session.num_files += 1
-    path = session.folder / f"room-{session.num_files}.glb"
-    anchors = [] if reply is None else anchors_of(reply.action)
+    path = session.new_file(".glb")
     write_glb(path, anchors, room.views, room.intrinsics, room.world_from_cam, room.depth)
     return str(path)
 
@@ -153,10 +148,10 @@ def times(reply: Reply) -> str:
     return " · ".join(f"{step} {seconds:.2f} s" for step, seconds in reply.seconds.items())
 
 
-def build(guide: Guide) -> gr.Blocks:
-    """The page."""
-    with gr.Blocks(title="Ask about a room", delete_cache=(SWEEP_S, SESSION_S)) as page:
-        session = gr.State(None, time_to_live=SESSION_S, delete_callback=lambda old: old and old.close())
+def build(host: Host) -> gr.Blocks:
+    """The page, which serves files where they lie: the library's own copies would outlive the visit."""
+    gr.set_static_paths([host.visitors.rooms])
+    with gr.Blocks(title="Ask about a room") as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=5):
@@ -167,7 +162,7 @@ def build(guide: Guide) -> gr.Blocks:
                     height=140,
                 )
                 with gr.Row():
-                    examples = [(name, gr.Button(f"Example: {name}", size="sm")) for name in example_names()]
+                    examples = [gr.Button(f"{EXAMPLE}{name}", size="sm") for name in example_names()]
                 known = gr.Markdown(ASK_FIRST)
                 views = gr.Gallery(label="Views", columns=4, height=250, object_fit="contain", elem_id="views")
                 model = gr.Model3D(
@@ -181,10 +176,11 @@ def build(guide: Guide) -> gr.Blocks:
                 )
                 took = gr.Markdown(elem_id="times")
                 action = gr.Code(label="Action: metres, Z up", language="json", elem_id="action", lines=8)
-        shown = [upload, session, views, known, chat, action, model, took]
-        upload.upload(show_upload, [upload, session], shown)
-        for name, button in examples:
-            button.click(lambda old, name=name: show_room(read_example(name), old), [session], shown)
+        shown = [upload, views, known, chat, action, model, took]
+        upload.upload(host.show_upload, [upload], shown)
+        for button in examples:
+            button.click(host.show_example, [button], shown)
+        page.unload(host.leave)
         kind.change(
             lambda kind: gr.Textbox(
                 placeholder="Place an anchor on the bed." if kind == INSTRUCTION else "What is next to the bed?"
@@ -193,8 +189,8 @@ def build(guide: Guide) -> gr.Blocks:
             question,
         )
         question.submit(
-            lambda *inputs: (yield from answer(guide, *inputs)),
-            [session, question, kind, chat],
+            host.answer,
+            [question, kind, chat],
             [question, chat, views, action, model, took],
             concurrency_id="model",
             concurrency_limit=1,
@@ -217,7 +213,11 @@ def model_name() -> str:
 def main() -> None:
     """Loads the model and serves the page; visitors who ask at the same time wait in a queue."""
     guide = Guide(model_name())
-    page = build(guide).queue(max_size=MAX_WAITING)
+    visitors = Visitors()
+    atexit.register(visitors.close)
+    visitors.sweep_now_and_then()
+    os.environ["GRADIO_TEMP_DIR"] = str(visitors.uploads)
+    page = build(Host(guide, visitors)).queue(max_size=MAX_WAITING)
     page.launch(max_file_size=f"{MAX_FILE_MB}mb", show_error=True, footer_links=["gradio"])
 
 

@@ -81,11 +81,7 @@ class Guide:
         prompt = self._prompt(room, question, "actions" if wants_action else "scanqa")
         scene = self.pool.submit(self._scene, room).result()
         reply.seconds["looking"] = time.perf_counter() - started
-        limits: dict[str, Any] = {"max_new_tokens": ANSWER_TOKENS}
-        if wants_action:
-            constraint = self.processor.action_constraint(max_new_tokens=ACTION_TOKENS)
-            limits = {"max_new_tokens": ACTION_TOKENS, "constraint": constraint}
-        for text in self._words(prompt, scene, limits, reply):
+        for text in self._words(prompt, scene, wants_action, reply):
             reply.text = text
             yield reply
         if wants_action:
@@ -113,13 +109,16 @@ class Guide:
         self.scenes[room] = self.model.encode_scene(**self.processor(images=[room.views], **cameras), fast=True)
         return self.scenes[room]
 
-    def _words(self, prompt: str, scene: Any, limits: dict[str, Any], reply: Reply) -> Iterator[str]:
+    def _words(self, prompt: str, scene: Any, wants_action: bool, reply: Reply) -> Iterator[str]:
         """The text so far, again and again, while a thread generates; at last notes how long each part took."""
         streamer = _Streamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        options = {"streamer": streamer, "do_sample": False, "fast": True, **limits}
         started = time.perf_counter()
         inputs = self.processor(text=[prompt], scene=scene)
-        future = self.pool.submit(self.model.generate, **inputs, scene=scene, **options)
+        room_left = self.model.config.text_config.max_position_embeddings - inputs["input_ids"].shape[1]
+        limit = min(ACTION_TOKENS if wants_action else ANSWER_TOKENS, room_left)
+        constraint = self.processor.action_constraint(max_new_tokens=limit) if wants_action else None
+        options = {"max_new_tokens": limit, "constraint": constraint, "do_sample": False, "fast": True}
+        future = self.pool.submit(self.model.generate, **inputs, scene=scene, streamer=streamer, **options)
         future.add_done_callback(lambda _: streamer.text_queue.put(streamer.stop_signal))  # also when it failed
         text = ""
         for piece in streamer:
