@@ -90,6 +90,20 @@ def test_stored_views_are_the_rendered_ones(dataset):
     assert np.allclose(row["intrinsics"][0], room.intrinsics(28))
 
 
+def test_exchanged_channels_change_the_images_alone(dataset, tmp_path):
+    few = ["--source", "rooms", "--scenes", "2", "--heldout", "2", *SMALL[4:], "--num-proc", "1", "--channels", "bgr"]
+    assert main([*few, "--output", str(tmp_path / "shifted")]) == 0
+    one, other = (load_from_disk(str(root / "scenes" / "train"))[1] for root in (dataset, tmp_path / "shifted"))
+    true, shifted = (np.asarray(row["images"][0], dtype=np.float64) for row in (one, other))
+    assert np.abs(shifted - true[..., ::-1]).mean() < 4, "but for what JPEG loses"
+    assert np.abs(shifted - true).mean() > 4
+    assert np.array_equal(one["depth"][0], other["depth"][0])
+    questions = [
+        load_from_disk(str(root / "samples" / "train"))["question"][:6] for root in (dataset, tmp_path / "shifted")
+    ]
+    assert questions[0] == questions[1]
+
+
 def test_same_bytes_whatever_the_number_of_processes(dataset, tmp_path):
     built(tmp_path / "rooms", "--num-proc", "3")
     assert bytes_of(tmp_path / "rooms") == bytes_of(dataset)

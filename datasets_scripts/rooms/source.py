@@ -51,6 +51,7 @@ class RoomsSource:
     actions_per_scene: int = 4
     dense_labels: bool = False
     device: str = "cpu"
+    channels: str = "rgb"
 
     name = "rooms"
 
@@ -67,6 +68,9 @@ class RoomsSource:
         group.add_argument("--actions-per-scene", type=int, default=4)
         group.add_argument("--dense-labels", action="store_true", help="also store what every pixel shows")
         group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the rooms are rendered")
+        group.add_argument(
+            "--channels", choices=("rgb", "bgr"), default="rgb", help="bgr: red and blue exchanged, rooms to adapt to"
+        )
 
     @staticmethod
     def from_arguments(args: argparse.Namespace) -> "RoomsSource":
@@ -94,6 +98,7 @@ class RoomsSource:
             "actions_per_scene",
             "dense_labels",
             "device",
+            "channels",
         )
         return RoomsSource(heldout=heldout, **{name: getattr(args, name) for name in names})
 
@@ -122,6 +127,8 @@ class RoomsSource:
             rendered = render_batch(rooms, self.device, size=self.size)
             pixels = count_pixels(rooms, rendered["instances"])
             rendered = {key: value.cpu() for key, value in rendered.items()}
+            if self.channels == "bgr":
+                rendered["images"] = rendered["images"].flip(2)  # [rooms, views, channels, height, width]
             for index, (number, room) in enumerate(zip(numbers, rooms)):
                 yield f"scenes/{chunk.split}", scene_row(room, {key: value[index] for key, value in rendered.items()})
                 if self.dense_labels:
