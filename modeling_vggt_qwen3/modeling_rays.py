@@ -62,7 +62,7 @@ class RayDecoder(nn.Module):
                 [S, R, 8] and boxes_mask bool [S, R].
 
         Returns:
-            "geometry_consistency": L1 of log depth; "labels": cross-entropies and smooth L1 in metres; float32 scalars.
+            "geometry_consistency": L1 of log depth; with classes those of `label_losses`; float32 scalars.
         """
         rays = self.embedding(targets["rays"])
         for layer in self.layers:
@@ -71,24 +71,28 @@ class RayDecoder(nn.Module):
         depth = targets["depth"].clamp_min(1e-3).log()
         losses = {"geometry_consistency": _masked_mean((log_depth[..., 0] - depth).abs(), targets["depth_mask"])}
         if self.sizes[1]:
-            losses["labels"] = label_losses(classes, colors, boxes, targets)
+            losses |= label_losses(classes, colors, boxes, targets)
         return losses
 
     def weighted(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         """Their sum by the weights of the two kinds."""
-        return self.depth_weight * losses["geometry_consistency"] + self.label_weight * losses.get("labels", 0.0)
+        labels = sum(loss for name, loss in losses.items() if name != "geometry_consistency")
+        return self.depth_weight * losses["geometry_consistency"] + self.label_weight * labels
 
 
 def label_losses(
     classes: torch.Tensor, colors: torch.Tensor, boxes: torch.Tensor, targets: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """Cross-entropy of class and colour, and smooth L1 of boxes, each a mean over what is known.
+) -> dict[str, torch.Tensor]:
+    """Cross-entropy of "class" and "color", smooth L1 of "box" in metres, each a mean over what is known.
 
     classes, colors: logits [..., C]; boxes [..., 8]; targets as in `RayDecoder.forward`.
     """
-    total = _cross_entropy(classes, targets["classes"]) + _cross_entropy(colors, targets["colors"])
     box = F.smooth_l1_loss(boxes, targets["boxes"], reduction="none", beta=0.1).mean(-1)
-    return total + _masked_mean(box, targets["boxes_mask"])
+    return {
+        "class": _cross_entropy(classes, targets["classes"]),
+        "color": _cross_entropy(colors, targets["colors"]),
+        "box": _masked_mean(box, targets["boxes_mask"]),
+    }
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,20 @@ def test_the_encoder_of_stage_0_is_the_frozen_one_of_the_others(stages):
     assert any(not torch.equal(encoder[name], fresh[name]) for name in fresh)
 
 
+def test_every_part_of_the_loss_is_logged(stages):
+    labels = {"loss_class", "loss_color", "loss_box"}
+    encoder = labels | {"loss_patch_points", "loss_camera", "loss_depth", "loss_points"}
+    for stage, wanted in {"0": encoder, "1": labels | {"loss_geometry_consistency"}}.items():
+        lines = [json.loads(line) for line in (stages / stage / "log.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if "loss" in line]
+        assert steps
+        for step in steps:
+            parts = {key: value for key, value in step.items() if key.startswith("loss_")}
+            assert set(parts) == wanted
+            if stage == "0":
+                assert sum(parts.values()) == pytest.approx(step["loss"], abs=1e-3)
+
+
 def test_training_helpers_are_in_checkpoints_alone(stages):
     checkpoint = stages / "1" / "checkpoint-1"
     assert (checkpoint / "ray_decoder.safetensors").is_file()
@@ -140,7 +154,7 @@ def test_rays_train_the_latents(rooms):
     plain = model(**batch, labels=labels)
     rayed = model(**batch, labels=labels, ray_targets={**ray_targets(2), "share": 4})
     losses = rayed.auxiliary_losses
-    expected = plain.loss + (0.5 * losses["geometry_consistency"] + 2 * losses["labels"]) / 4
+    expected = plain.loss + (0.5 * losses["geometry_consistency"] + 2 * (losses["class"] + losses["color"] + losses["box"])) / 4
     torch.testing.assert_close(rayed.loss, expected)
     (rayed.loss - plain.loss).backward()
     assert model.model.resampler.latents.grad.abs().sum() > 0

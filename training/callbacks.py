@@ -16,6 +16,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .monitor import LOG_NAME
 
+PART = "loss_"
+"""What the names of the parts of a loss begin with in the log."""
+
 logger = logging.getLogger("train")
 
 
@@ -80,6 +83,11 @@ class RunLog(TrainerCallback):
             file.write(json.dumps({**line, **values}) + "\n")
 
 
+def mean_parts(steps: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """The parts of the loss by name, each a mean over these steps, under the names that the log shows."""
+    return {f"{PART}{name}": round(float(torch.stack([step[name] for step in steps]).mean()), 4) for name in steps[0]}
+
+
 def progress_line(step: int, max_steps: int, logs: dict[str, Any]) -> str:
     """One line of the numbers that matter; final summaries and evaluations are shown key by key."""
     parts = [f"step {step:>{len(str(max_steps))}}/{max_steps}"]
@@ -88,6 +96,8 @@ def progress_line(step: int, max_steps: int, logs: dict[str, Any]) -> str:
             f"{key} {value:.4g}" for key, value in logs.items() if isinstance(value, float | int) and key != "epoch"
         ]
         return " · ".join(parts)
-    parts += [f"loss {logs['loss']:.3f}", f"lr {logs.get('learning_rate', 0.0):.1e}"]
+    parts += [f"loss {logs['loss']:.3f}"]
+    parts += [f"{key.removeprefix(PART)} {value:.3f}" for key, value in logs.items() if key.startswith(PART)]
+    parts += [f"lr {logs.get('learning_rate', 0.0):.1e}"]
     parts += [f"{logs['samples_per_second']:g} samples/s", f"{datetime.timedelta(seconds=logs['eta_s'])} left"]
     return " · ".join(parts)

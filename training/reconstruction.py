@@ -26,7 +26,7 @@ from modeling_vggt_qwen3.modeling_rays import BOX_NUMBERS, label_losses
 from modeling_vggt_qwen3.modeling_vggt_heads import VggtForReconstruction, pose_encoding_from_cameras
 
 from .arguments import SceneTrainingArguments
-from .callbacks import ProgressLines
+from .callbacks import ProgressLines, RunLog, mean_parts
 from .data import Draw, draw_views
 from .prepare import COLOR_NAMES
 from .prepared import DrawnScenes, PreparedCollator, dense_labels
@@ -103,7 +103,7 @@ class DenseReconstruction(nn.Module):
         classes, colors, boxes, points = self.patch_heads(tokens).float().split(SIZES, dim=-1)
         error = F.smooth_l1_loss(points, patch_points, reduction="none", beta=0.1).mean(-1)
         return {
-            "labels": label_losses(classes, colors, boxes, labels),
+            **label_losses(classes, colors, boxes, labels),
             "patch_points": torch.where(mask, error, 0.0).sum() / mask.sum().clamp_min(1),
         }
 
@@ -215,7 +215,8 @@ class ReconstructionTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=collator.dataset)
         for other in (ProgressCallback, PrinterCallback):
             self.remove_callback(other)
-        self.add_callback(ProgressLines())
+        for callback in (ProgressLines(), RunLog()):
+            self.add_callback(callback)
         self._recent: list[dict[str, torch.Tensor]] = []
         self._clock = (0, time.monotonic())
 
@@ -241,8 +242,7 @@ class ReconstructionTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each part of the loss since the last log, scenes a second and the remaining seconds."""
         if "loss" in logs and self._recent:
-            for name in self._recent[0]:
-                logs[name] = round(float(torch.stack([losses[name] for losses in self._recent]).mean()), 4)
+            logs |= mean_parts(self._recent)
             step, (last_step, last_time) = self.state.global_step, self._clock
             seconds = max(time.monotonic() - last_time, 1e-9)
             scenes = len(self._recent) * self.scenes_per_batch * self.args.world_size

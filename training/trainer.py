@@ -23,7 +23,7 @@ from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
 from .answers import AnswerCheck
 from .arguments import DataArguments, SceneTrainingArguments
-from .callbacks import ProgressLines, RunLog
+from .callbacks import ProgressLines, RunLog, mean_parts
 from .checkpoints import STAGING, complete_checkpoints, remove_checkpoint, seal, writing
 from .collator import SceneCollator
 from .data import SceneBatchSampler, SceneDataset, deal
@@ -113,6 +113,7 @@ class SceneTrainer(Trainer):
         self._saved_step: int | None = None
         self._clock: tuple[int, float] | None = None
         self._samples_seen = 0
+        self._ray_losses: list[dict[str, torch.Tensor]] = []
         self._copy_stream: torch.cuda.Stream | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -232,12 +233,17 @@ class SceneTrainer(Trainer):
             sums = self.accelerator.reduce(sums, "sum")
         return sums
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """See `Trainer.compute_loss`; the ray decoder's losses are means, of which a step sums one a batch and rank."""
         if "ray_targets" in inputs:
             batches = self.args.gradient_accumulation_steps * self.args.world_size
             inputs["ray_targets"] = {**inputs["ray_targets"], "share": batches}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training and outputs.get("auxiliary_losses"):
+            self._ray_losses.append(outputs.auxiliary_losses)
+        return (loss, outputs) if return_outputs else loss
 
     # Optimizer
 
@@ -372,7 +378,7 @@ class SceneTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds samples (questions) a second and the remaining seconds to what the steps log."""
+        """Adds samples (questions) a second, the remaining seconds and the ray decoder's losses to what steps log."""
         if "loss" in logs and self._clock is not None:
             step, now = self.state.global_step, time.monotonic()
             last_step, last_time = self._clock
@@ -380,6 +386,9 @@ class SceneTrainer(Trainer):
             logs["samples_per_second"] = round(self._samples_seen * self.args.world_size / seconds, 1)
             logs["eta_s"] = round((self.state.max_steps - step) * seconds / max(1, step - last_step))
             self._clock, self._samples_seen = (step, now), 0
+            if self._ray_losses:
+                logs |= mean_parts(self._ray_losses)
+                self._ray_losses.clear()
         super().log(logs, start_time)
 
     def _exclude_from_rate(self, start: float) -> None:
