@@ -150,16 +150,17 @@ def test_rays_train_the_latents(rooms):
     width = model.config.text_config.hidden_size
     model.add_ray_decoder(RayDecoder(width, num_classes=7, num_colors=3, depth_weight=0.5, label_weight=2.0))
     batch = fake_batch(model.config)
-    labels = batch["input_ids"].clone()
-    plain = model(**batch, labels=labels)
-    rayed = model(**batch, labels=labels, ray_targets={**ray_targets(2), "share": 4})
+    batch["labels"] = batch["input_ids"].clone()
+    plain = model(**batch)
+    rayed = model(**batch, ray_targets={**ray_targets(2), "share": 4})
     losses = rayed.auxiliary_losses
-    expected = plain.loss + (0.5 * losses["geometry_consistency"] + 2 * (losses["class"] + losses["color"] + losses["box"])) / 4
+    labels = losses["class"] + losses["color"] + losses["box"]
+    expected = plain.loss + (0.5 * losses["geometry_consistency"] + 2 * labels) / 4
     torch.testing.assert_close(rayed.loss, expected)
     (rayed.loss - plain.loss).backward()
     assert model.model.resampler.latents.grad.abs().sum() > 0
     with pytest.raises(ValueError, match="add_ray_decoder"):
-        small_model()(**batch, labels=labels, ray_targets=ray_targets(2))
+        small_model()(**batch, ray_targets=ray_targets(2))
 
 
 def test_only_what_is_known_counts():
