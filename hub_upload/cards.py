@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.results import ACTION_FIGURES, ANSWER_FIGURES, Figure, describe_condition, format_interval, format_value
-from training.arguments import ARGUMENT_CLASSES, known_keys
+from training.arguments import ARGUMENT_CLASSES, SceneTrainingArguments, known_keys
 
 from .licences import DataSource, Encoder
 
@@ -31,6 +31,9 @@ TASK_TITLES = {
 UNTOLD_SETTINGS = ("output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "hub_model_id", "report_to")
 PLACES = ("model", "tokenizer", "dataset", "deepspeed")
 TINY_PARAMETERS = 100_000_000
+DECODING = {"batch_size": 16, "num_beams": 1, "max_new_tokens": None, "dtype": "auto", "attn_implementation": "sdpa"}
+BOOTSTRAP = {"num_resamples": 1000, "seed": 0}
+"""Defaults of eval.py, which a card's command leaves out."""
 
 
 @dataclass(frozen=True)
@@ -217,14 +220,21 @@ def eval_command(settings: dict[str, Any], repo_id: str) -> str:
     if report["controls"]:
         words += ["--controls", ",".join(report["controls"])]
     words += [f"--{flag.replace('_', '-')}" for flag in ("hide_geometry", "hide_depth") if decided[flag]]
-    if decided["num_beams"] != 1:
-        words += ["--num-beams", str(decided["num_beams"])]
+    if not decided["constrain_actions"]:
+        words.append("--no-constrain-actions")
+    if report["protocols"]:
+        words += ["--protocol", ",".join(report["protocols"])]
+    for group, defaults in ((decided, DECODING), (report, BOOTSTRAP)):
+        for key, default in defaults.items():
+            if group[key] != default:
+                words += [f"--{key.replace('_', '-')}", str(group[key])]
     return shlex.join(words)
 
 
 def changed_settings(run_config: dict[str, Any]) -> str:
     """The settings of a run that differ from the defaults, as YAML that `train.py --config` reads; places by name."""
     defaults = {f.name: _default(f) for cls in ARGUMENT_CLASSES for f in dataclasses.fields(cls)}
+    defaults |= SceneTrainingArguments().to_dict()  # as the library resolves what is left to it
     changed = {
         key: _without_folders(key, value)
         for key, value in run_config.items()

@@ -14,6 +14,9 @@ from typing import Any
 from .check_code import PROJECT_PACKAGES
 from .record import REFERENCE, Staged, record_folder
 
+SUPPORTED = ("5.17.0", "5.23.0")
+"""The oldest and the newest transformers that a published model must load under."""
+
 REVISION = "0" * 40
 PACKAGES = Path("build")
 MODEL_PROBE = Path(__file__).with_name("probe.py")
@@ -92,7 +95,10 @@ def install_transformers(version: str, root: Path = PACKAGES) -> Path:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), f"transformers=={version}"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise RuntimeError(f"transformers {version} cannot be installed: {_last_lines(result.stderr)}")
+        raise RuntimeError(
+            f"transformers {version} cannot be installed, so nothing is proved under it: say --installed-only to go "
+            f"without. pip says: {_last_lines(result.stderr)}"
+        )
     marker.touch()
     return folder
 

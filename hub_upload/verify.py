@@ -1,7 +1,7 @@
 """Proves that a staged folder will work for who has nothing else, or says all that is wrong with it.
 
-    python -m hub_upload.verify build/stage
-    python -m hub_upload.verify build/stage --transformers 5.17.0     also under this version, which pip fetches once
+    python -m hub_upload.verify build/stage       a model also under the oldest and newest transformers, fetched by pip
+    python -m hub_upload.verify build/stage --installed-only
     python -m hub_upload.verify build/space --packages build/space-packages       where gradio is not installed
 
 Files: safetensors only, no training state, no secret, no path of this machine, a card with a licence, code that the
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .check_code import check_code
 from .check_data import check_data
 from .check_files import check_configurations, check_names, check_texts
 from .check_weights import check_weights
-from .elsewhere import install_transformers, prove
+from .elsewhere import SUPPORTED, install_transformers, prove
 from .record import Staged, clear_verified, hash_files, read_staged, write_verified
 
 
@@ -38,12 +39,12 @@ def verify(
 
     Args:
         folder: what stage.py made.
-        transformers_versions: to prove it under, besides the installed one.
+        transformers_versions: to prove a model under, besides the installed one.
         packages: folder of packages that come before the installed ones.
 
     Returns:
-        One mapping a process: {"versions": of the libraries that loaded it, "not_proved": Auto classes that this
-        version does not offer without further packages}.
+        One mapping a process: {"versions": of the libraries that loaded it, "hidden": Auto classes that this version
+        offers only beside further packages}.
 
     Raises:
         NotStagedError: it was not staged.
@@ -53,7 +54,10 @@ def verify(
     staged = read_staged(folder)
     clear_verified(folder)
     _raise_faults(folder, static_faults(folder, staged))
-    places = [packages, *(install_transformers(version) for version in transformers_versions)]
+    places = [packages]
+    if staged.repo_type == "model":
+        proved = None if packages else installed_version("transformers")
+        places += [install_transformers(version) for version in transformers_versions if version != proved]
     results = [prove(folder, staged, packages) for packages in places]
     _raise_faults(folder, [f"{_name(result)}{fault}" for result in results for fault in result["faults"]])
     write_verified(folder, staged, [result["versions"] for result in results])
@@ -95,14 +99,20 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hub_upload.verify", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="what hub_upload.stage made")
     parser.add_argument(
-        "--transformers", nargs="+", default=[], metavar="VERSION", help="prove it under these as well, by pip"
+        "--transformers",
+        nargs="+",
+        default=SUPPORTED,
+        metavar="VERSION",
+        help=f"prove a model under these, by pip ({' '.join(SUPPORTED)})",
     )
+    parser.add_argument("--installed-only", action="store_true", help="prove it under what is installed alone")
     parser.add_argument("--packages", type=Path, help="folder of packages that come before the installed ones")
     options = parser.parse_args(argv)
-    for result in verify(options.folder, options.transformers, options.packages):
+    versions = () if options.installed_only else options.transformers
+    for result in verify(options.folder, versions, options.packages):
         print("loads under " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()))
-        for auto_class in result.get("not_proved", []):
-            print(f"  {auto_class} is not on offer there without further packages: not proved")
+        for auto_class in result.get("hidden", []):
+            print(f"  there {auto_class} is on offer only where torchvision is installed")
     print(f"next: python -m hub_upload.push {options.folder}")
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+from evaluation.arguments import parse as parse_evaluation
 from evaluation.conditions import SIGHTED
+from evaluation.settings import run_config
 from hub_upload import push as push_module
+from hub_upload.cards import eval_command
 from hub_upload.check_card import FRONT_MATTER
-from hub_upload.elsewhere import install_transformers
+from hub_upload.elsewhere import SUPPORTED, install_transformers
 from hub_upload.push import PushError, PushSettings, push
 from hub_upload.record import NotStagedError, read_staged, record_folder, write_verified
 from hub_upload.stage_model import ModelSettings, stage_model
@@ -34,20 +40,26 @@ import json, sys
 import numpy as np
 from transformers import AutoModel, AutoProcessor
 
-repo, asked = sys.argv[1:]
+repo, folder = sys.argv[1:]
 model = AutoModel.from_pretrained(repo, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
-data = np.load(asked)
-views = list(data["views"])
-words = {"situation": str(data["situation"]) or None, "task": str(data["task"])}
-messages = processor.conversation(str(data["question"]), num_views=len(views), **words)
-prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-cameras = {key: [data[key]] for key in ("intrinsics", "world_from_cam", "depth")}
-inputs = processor(images=[views], text=[prompt], **cameras)
-tokens = model.generate(**inputs, do_sample=False, max_new_tokens=64)
-answer = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)[0]
-print(json.dumps({"answer": answer.strip(), "code": type(model).__module__}))
+answers = {}
+for asked in json.load(open(f"{folder}/asked.json")):
+    data = np.load(f"{folder}/{asked['views']}")
+    words = {"situation": asked["situation"], "task": asked["task"]}
+    messages = processor.conversation(asked["question"], num_views=len(data["views"]), **words)
+    prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    cameras = {key: [data[key]] for key in ("intrinsics", "world_from_cam", "depth")}
+    inputs = processor(images=[list(data["views"])], text=[prompt], **cameras)
+    limit = {"max_new_tokens": NUM_TOKENS}
+    constraint = processor.action_constraint(**limit) if "actions" in asked["task"] else None
+    tokens = model.generate(**inputs, do_sample=False, constraint=constraint, **limit)
+    text = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)[0]
+    answers[asked["sample_id"]] = text.strip()
+print(json.dumps({"answers": answers, "code": type(model).__module__}))
 """
+NUM_TOKENS = 100
+"""Enough for an action of the small model."""
 
 
 @pytest.fixture(scope="module")
@@ -295,28 +307,31 @@ def evaluated(tmp_path_factory, rooms) -> Path:
     shutil.rmtree(folder / "stage")
     words = ["--model", str(folder / "checkpoint"), "--dataset", str(rooms), "--split", "val", "--limit", "16"]
     words += ["--output", str(folder / "eval"), "--num-views", "3", "--controls", "blind", "--num-resamples", "20"]
-    words += ["--batch-size", "1", "--max-new-tokens", "64"]
+    words += ["--batch-size", "4", "--max-new-tokens", str(NUM_TOKENS)]
     result = run_module("eval.py", *words, HF_HUB_OFFLINE="1")
     assert result.returncode == 0, result.stderr
     return folder
 
 
-def write_question(folder: Path, dataset: SceneDataset, predicted: dict[str, object]) -> Path:
-    """The views, cameras and question of one prediction, as a stranger would have them."""
-    rows = [dataset.sample(index) for index in range(len(dataset))]
-    index = next(i for i, row in enumerate(rows) if row["sample_id"] == predicted["sample_id"])
-    example = dataset.read_scene(dataset.samples[index][2], predicted["views"])
-    np.savez(
-        folder / "asked.npz",
-        views=np.stack([np.asarray(image) for image in example.images]),
-        intrinsics=example.intrinsics,
-        world_from_cam=example.world_from_cam,
-        depth=np.stack(example.depth),
-        question=predicted["question"],
-        situation=predicted["situation"] or "",
-        task=predicted["task"],
-    )
-    return folder / "asked.npz"
+def write_questions(folder: Path, rooms: Path, rows: list[dict[str, Any]]) -> None:
+    """The views, cameras and questions of predictions, as a stranger would have them."""
+    asked = []
+    for task in {row["task"]: None for row in rows}:
+        dataset = SceneDataset([rooms], "val", 3, [task])
+        scenes = {dataset.sample(index)["sample_id"]: dataset.samples[index][2] for index in range(len(dataset))}
+        for row in (row for row in rows if row["task"] == task):
+            example = dataset.read_scene(scenes[row["sample_id"]], row["views"])
+            name = f"{len(asked)}.npz"
+            np.savez(
+                folder / name,
+                views=np.stack([np.asarray(image) for image in example.images]),
+                intrinsics=example.intrinsics,
+                world_from_cam=example.world_from_cam,
+                depth=np.stack(example.depth),
+            )
+            keys = ("sample_id", "task", "question", "situation")
+            asked.append({key: row[key] for key in keys} | {"views": name})
+    (folder / "asked.json").write_text(json.dumps(asked))
 
 
 def test_staged_verified_pushed_and_loaded_it_answers_as_eval_does(evaluated, rooms, hub, tmp_path):
@@ -324,22 +339,39 @@ def test_staged_verified_pushed_and_loaded_it_answers_as_eval_does(evaluated, ro
     stage = evaluated / "stage"
     words = ["--model", str(evaluated / "checkpoint"), "--evaluation", str(evaluated / "eval")]
     words += ["--output", str(stage), "--repo-id", REPO_ID, "--trained-on", "rooms"]
-    for command in (["stage", *words], ["verify", str(stage)], ["push", str(stage), "--repo-id", REPO_ID]):
+    verify = ["verify", str(stage), "--installed-only"]
+    for command in (["stage", *words], verify, ["push", str(stage), "--repo-id", REPO_ID]):
         result = run_module("-m", f"hub_upload.{command[0]}", *command[1:], **environment(hub, tmp_path))
         assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"{hub.url}/{REPO_ID}/tree/staged-")
 
-    lines = (evaluated / "eval" / "predictions.jsonl").read_text().splitlines()
-    rows = map(json.loads, lines)
-    predicted = next(row for row in rows if row["task"] == "rooms_qa" and row["prediction"])
-    asked = write_question(tmp_path, SceneDataset([rooms], "val", 3, ["rooms_qa"]), predicted)
+    rows = [json.loads(line) for line in (evaluated / "eval" / "predictions.jsonl").read_text().splitlines()]
+    write_questions(tmp_path, rooms, rows)
     stranger = tmp_path / "stranger"
     stranger.mkdir()
-    result = run_module("-P", "-c", ANSWER, REPO_ID, str(asked), cwd=stranger, **environment(hub, tmp_path))
+    script = ANSWER.replace("NUM_TOKENS", str(NUM_TOKENS))
+    result = run_module("-P", "-c", script, REPO_ID, str(tmp_path), cwd=stranger, **environment(hub, tmp_path))
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout.splitlines()[-1])
     assert answer["code"].startswith("transformers_modules.someone.rooms.")
-    assert answer["answer"] == predicted["prediction"]
+    assert answer["answers"] == {row["sample_id"]: row["prediction"] for row in rows}
+    assert {row["task"] for row in rows} == {"rooms_qa", "rooms_actions"}
+    assert len({row["prediction"] for row in rows}) > len(rows) / 2  # they depend on what is shown and asked
+
+
+def test_the_command_of_the_card_makes_the_same_evaluation(evaluated):
+    """Read again, it decides everything that answers and intervals depend on."""
+    settings = yaml.safe_load((evaluated / "eval" / "run_config.yaml").read_text())
+    changes = {"num_beams": 3, "constrain_actions": False, "hide_depth": True, "dtype": "bfloat16", "limit": None}
+    changes |= {"attn_implementation": "eager", "tasks": ["rooms_qa"], "condition": "single_view"}
+    other = {**settings, "predictions": settings["predictions"] | changes}
+    other["report"] = settings["report"] | {"protocols": ["official"], "num_resamples": 1000, "seed": 7, "controls": []}
+    for wanted in (settings, other):
+        words = shlex.split(eval_command(wanted, REPO_ID))
+        assert words[:2] == ["python", "eval.py"]
+        again = dataclasses.replace(parse_evaluation(words[2:]), dataset=settings["dataset"])
+        found = run_config(again, again.deciding(settings["predictions"]["fingerprints"]["model"]))
+        assert (found["predictions"], found["report"]) == (wanted["predictions"], wanted["report"])
 
 
 def test_the_card_tells_the_figures_and_how_to_get_them(evaluated, tmp_path):
@@ -369,10 +401,11 @@ def test_the_card_tells_the_figures_and_how_to_get_them(evaluated, tmp_path):
 @pytest.mark.slow
 def test_the_oldest_supported_libraries_verify_publish_and_load(staged, hub, tmp_path):
     """transformers 5.17 with huggingface_hub 1.x, which pip fetches once."""
-    packages = install_transformers("5.17.0")
-    result = run_module("-m", "hub_upload.verify", str(staged), "--transformers", "5.17.0")
+    packages = install_transformers(SUPPORTED[0])
+    result = run_module("-m", "hub_upload.verify", str(staged))
     assert result.returncode == 0, result.stderr
-    assert "loads under transformers 5.17.0" in result.stdout
+    assert all(f"loads under transformers {version}" in result.stdout for version in SUPPORTED)
+    assert "AutoImageProcessor is on offer only where torchvision is installed" in result.stdout
     places = {**environment(hub, tmp_path), "PYTHONPATH": str(packages.resolve())}
     hub.cut("PUT /lfs/", after_bytes=1000)
     result = run_module("-m", "hub_upload.push", str(staged), "--repo-id", REPO_ID, **places)

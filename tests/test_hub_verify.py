@@ -5,20 +5,26 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from datasets_scripts.schema import write_manifest
+from hub_upload import verify as verify_module
+from hub_upload.elsewhere import SUPPORTED, install_transformers
 from hub_upload.record import NotStagedError, read_staged, read_verified, write_verified
 from hub_upload.stage import parse
 from hub_upload.stage_model import stage_model
 from hub_upload.verify import NotPublishableError, static_faults, verify
 from tests.hub import REPO_ID, REPOSITORY, append, copy_staged, edit_json, make_checkpoint, record_again, stage_small
+from train import _run_config
+from training.arguments import DataArguments, ModelArguments, SceneTrainingArguments
 
 pytestmark = pytest.mark.xdist_group("hub")
 PLANTED_TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz12345678"
@@ -237,6 +243,24 @@ def test_who_changes_a_verified_folder_must_verify_again(staged, tmp_path):
         read_verified(folder)
 
 
+def test_the_supported_versions_are_those_that_the_tests_run_on():
+    pinned = [(REPOSITORY / name).read_text() for name in ("constraints-oldest.txt", "constraints.txt")]
+    assert [re.search(r"^transformers==(.+)$", text, flags=re.MULTILINE)[1] for text in pinned] == list(SUPPORTED)
+
+
+def test_a_model_is_proved_under_both_ends_unless_told_otherwise(staged, tmp_path, monkeypatch):
+    """Where pip finds no package, it says what is not proved and how to go on."""
+    asked = []
+    monkeypatch.setattr(verify_module, "verify", lambda folder, versions, packages: asked.append(tuple(versions)) or [])
+    verify_module.main([str(staged)])
+    verify_module.main([str(staged), "--installed-only"])
+    assert asked == [SUPPORTED, ()]
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(RuntimeError, match=r"transformers 5\.17\.0 cannot be installed.*say --installed-only"):
+        install_transformers("5.17.0", tmp_path)
+    assert not (tmp_path / "transformers-5.17.0" / "complete").exists()
+
+
 def test_folders_that_nobody_staged(tmp_path):
     with pytest.raises(NotStagedError, match="no folder"):
         verify(tmp_path / "gone")
@@ -293,7 +317,15 @@ class TestStage:
         assert "license: cc-by-nc-4.0" in (settings.output / "README.md").read_text()
         assert "non-commercial use only" in (settings.output / "NOTICE").read_text()
 
-    def test_the_card_tells_the_settings_without_paths(self, staged):
+    def test_the_card_tells_the_settings_that_were_changed_without_paths(self, checkpoint):
+        run_config = _run_config(ModelArguments(), DataArguments(), SceneTrainingArguments(num_train_epochs=3))
+        (checkpoint / "run_config.yaml").write_text(yaml.safe_dump(run_config))
+        settings = self.settings(checkpoint, "--trained-on", "rooms")
+        stage_model(settings)
+        text = (settings.output / "README.md").read_text()
+        assert text.partition("```yaml\n")[2].partition("\n```")[0] == "num_train_epochs: 3"
+
+    def test_the_card_tells_no_places(self, staged):
         text = (staged / "README.md").read_text()
         assert "learning_rate: 0.002" in text
         assert "num_views: 4" in text

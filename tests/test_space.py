@@ -484,6 +484,9 @@ class TestInABrowser:
         wait_until(lambda: "chair 0" in nodes_of(files[-1]))  # the viewer has fetched the room with its anchor
         picture = np.asarray(Image.open(io.BytesIO(page.locator("#model canvas").screenshot())).convert("RGB"))
         assert picture.std() > 10  # the viewer draws something
+        if "SCREENSHOT" in os.environ:  # SCREENSHOT=docs/figures/space.jpg makes the README's again
+            page.mouse.move(0, 0)
+            page.screenshot(path=os.environ["SCREENSHOT"], type="jpeg", quality=80, full_page=True)
 
     def test_without_cameras_there_are_no_metres(self, page, served, tmp_path):
         paths = [str(write_photograph(tmp_path / f"{index}.png")) for index in range(3)]
