@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch.utils.data import Dataset as TorchDataset
 
 from training.data import Draw, SceneDataset, SceneExample
@@ -13,12 +14,13 @@ from training.data import Draw, SceneDataset, SceneExample
 
 @dataclass(frozen=True)
 class Condition:
-    """One way of showing a scene. `description` completes "the model sees …"."""
+    """One way of showing a scene. `description` completes "the model sees …"; `num_views` None = all that are drawn."""
 
     name: str
     description: str
     blind: bool = False
-    single_view: bool = False
+    num_views: int | None = None
+    shuffled_views: bool = False
     shuffled_images: bool = False
     hide_geometry: bool = False
     hide_depth: bool = False
@@ -29,7 +31,10 @@ CONDITIONS = {
     for condition in (
         Condition("sighted", "the views of the scene"),
         Condition("blind", "no image at all: what the questions alone give away", blind=True),
-        Condition("single_view", "the first view alone", single_view=True),
+        Condition("single_view", "the first view alone", num_views=1),
+        Condition("two_views", "the first two views", num_views=2),
+        Condition("four_views", "the first four views", num_views=4),
+        Condition("shuffled_views", "the same views, all but the first in another order", shuffled_views=True),
         Condition("shuffled_images", "the views of another room", shuffled_images=True),
         Condition("no_geometry", "the views without cameras and depth", hide_geometry=True, hide_depth=True),
         Condition("no_depth", "the views with cameras, without depth", hide_depth=True),
@@ -77,8 +82,11 @@ class ShownScenes(TorchDataset):
         if self.condition.shuffled_images:
             other = self.dataset[Draw(self.partners[draw.scene], (), None, draw.seed)]
             seen = dataclasses.replace(other, samples=truth.samples, draw=draw)
-        if self.condition.single_view:
-            seen = first_view(seen)
+        if self.condition.num_views is not None:
+            seen = chosen_views(seen, range(min(self.condition.num_views, len(seen.frame_ids))))
+        if self.condition.shuffled_views:
+            others = np.random.default_rng(draw.scene).permutation(range(1, len(seen.frame_ids)))
+            seen = chosen_views(seen, [0, *others.tolist()])  # the first is the frame that actions are stated in
         if self.condition.hide_geometry:
             seen = dataclasses.replace(seen, intrinsics=None, world_from_cam=None, depth=None)
         if self.condition.hide_depth:
@@ -86,11 +94,16 @@ class ShownScenes(TorchDataset):
         return Shown(truth, seen)
 
 
-def first_view(example: SceneExample) -> SceneExample:
-    """The example with view 0 alone."""
+def chosen_views(example: SceneExample, views: Sequence[int]) -> SceneExample:
+    """The example with these of its views, in this order."""
     keys = ("frame_ids", "images", "intrinsics", "world_from_cam", "depth")
     values = {key: getattr(example, key) for key in keys}
-    return dataclasses.replace(example, **{key: None if value is None else value[:1] for key, value in values.items()})
+    chosen = {
+        key: value[list(views)] if isinstance(value, np.ndarray) else [value[view] for view in views]
+        for key, value in values.items()
+        if value is not None
+    }
+    return dataclasses.replace(example, **chosen)
 
 
 def other_rooms(dataset: SceneDataset) -> dict[int, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from datasets_scripts.schema import ACTION_TASKS
 from processing.constraint_vggt_qwen3 import ActionConstraint
 from training.collator import SceneCollator
-from training.data import Draw, SceneDataset, fixed_batches, num_samples
+from training.data import Draw, SceneDataset, SceneExample, fixed_batches, num_samples
 
 from .checkpoint import Checkpoint
 from .conditions import Condition, Shown, ShownScenes
@@ -91,22 +92,31 @@ class Predictor:
     def _answer(
         self, task: str, dataset: SceneDataset, condition: Condition, batches: list[list[Draw]]
     ) -> Iterator[list[Row]]:
-        loader = DataLoader(
-            ShownScenes(dataset, condition),
-            batch_sampler=batches,
-            collate_fn=list,
-            num_workers=self.generation.num_workers,
-        )
         collator = SceneCollator(
             self.checkpoint.processor,
             self.checkpoint.model.config.task_names,
             with_answers=False,
             blind=condition.blind,
         )
-        for shown in loader:
-            inputs = collator([each.seen for each in shown])
+        loader = DataLoader(
+            ShownScenes(dataset, condition),
+            batch_sampler=batches,
+            collate_fn=partial(_collated, collator),
+            num_workers=self.generation.num_workers,
+        )
+        for shown, inputs in loader:
             texts, truncated = generate(self.checkpoint, inputs, self.generation, task)
             yield _rows(shown, texts, truncated, condition)
+
+
+def _collated(collator: SceneCollator, shown: list[Shown]) -> tuple[list[Shown], dict[str, Any]]:
+    """The scenes and the batch made of them, in a worker where there is one; pixels are not handed on twice."""
+    inputs = collator([each.seen for each in shown])
+    return [Shown(_without_pixels(each.truth), _without_pixels(each.seen)) for each in shown], inputs
+
+
+def _without_pixels(example: SceneExample) -> SceneExample:
+    return replace(example, images=[], depth=None if example.depth is None else [])
 
 
 @torch.inference_mode()

@@ -109,6 +109,12 @@ def test_a_killed_run_goes_on_without_a_repeated_or_missing_row(seed, finished, 
     assert files(tmp_path) == files(finished)
 
 
+def test_processes_that_read_write_the_same_files(finished, arguments, tmp_path):
+    workers = ["--num-workers", "2", "--controls", "blind,shuffled_images", "--output", str(tmp_path)]
+    evaluator.main([*arguments, *workers])
+    assert files(tmp_path) == files(finished)
+
+
 def test_batches_hold_every_sample_once_and_keep_to_their_size(rooms):
     dataset = SceneDataset([rooms], "val", 2)
     for size in (1, 5, 16):
@@ -130,11 +136,30 @@ def test_each_control_shows_what_it_says(rooms):
     assert all(each.truth.frame_ids == truth.frame_ids and each.seen.samples for each in shown.values())
     assert shown["single_view"].seen.frame_ids == truth.frame_ids[:1]
     assert len(shown["single_view"].seen.world_from_cam) == len(shown["single_view"].seen.depth) == 1
+    assert shown["two_views"].seen.frame_ids == truth.frame_ids[:2]
+    assert shown["four_views"].seen.frame_ids == truth.frame_ids, "no more than there are"
     assert shown["shuffled_images"].seen.scene_id != truth.scene_id
     assert shown["shuffled_images"].seen.samples == truth.samples
     assert shown["no_geometry"].seen.world_from_cam is shown["no_geometry"].seen.depth is None
     assert shown["no_depth"].seen.depth is None
     assert shown["no_depth"].seen.world_from_cam is not None
+
+
+def test_views_in_another_order_keep_the_first_and_what_belongs_to_each(rooms):
+    dataset = SceneDataset([rooms], "val", 8)
+    moved = 0
+    for draw in dataset.fixed_draws(8):
+        shown = ShownScenes(dataset, CONDITIONS["shuffled_views"])[draw]
+        truth, seen = shown.truth, shown.seen
+        assert seen.frame_ids[0] == truth.frame_ids[0] and sorted(seen.frame_ids) == sorted(truth.frame_ids)
+        order = [truth.frame_ids.index(frame) for frame in seen.frame_ids]
+        moved += order != list(range(8))
+        for new, old in enumerate(order):
+            assert seen.images[new] is truth.images[old] and seen.depth[new] is truth.depth[old]
+            assert (seen.world_from_cam[new] == truth.world_from_cam[old]).all()
+            assert (seen.intrinsics[new] == truth.intrinsics[old]).all()
+        assert ShownScenes(dataset, CONDITIONS["shuffled_views"])[draw].seen.frame_ids == seen.frame_ids
+    assert moved
 
 
 def test_images_of_other_rooms_need_other_rooms(rooms, monkeypatch):

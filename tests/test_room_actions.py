@@ -243,6 +243,7 @@ def test_failures_count_in_every_aggregate_but_the_placed_ones() -> None:
         "center_within_0.50_m": 37.5,
         "extent_error_median_placed_m": 0.0,
         "normal_angle_median_placed_deg": 0.0,
+        "normal_within_15_deg_placed": 75.0,
         "iou_over_0.25": 37.5,
     }
     assert {name: row["scores"][name] for name in wanted} == pytest.approx(wanted)

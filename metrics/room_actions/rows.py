@@ -60,6 +60,7 @@ METRICS: dict[str, Metric] = {
     **{f"center_within_{limit:.2f}_m": Metric("center_error", _at_most(limit)) for limit in CENTER_THRESHOLDS_M},
     "extent_error_median_placed_m": Metric("extent_error", _as_is, is_median=True),
     "normal_angle_median_placed_deg": Metric("normal_angle", _as_is, is_median=True),
+    "normal_within_15_deg_placed": Metric("normal_angle", _at_most(15.0)),
     "iou_mean": Metric("iou", _as_is),
     **{f"iou_over_{limit:.2f}": Metric("iou", _at_least(limit)) for limit in IOU_THRESHOLDS},
     **{
