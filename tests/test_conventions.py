@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 from threading import Thread
 
@@ -14,10 +16,10 @@ from accelerate import infer_auto_device_map
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import AutoModel, AutoProcessor, TextIteratorStreamer, pipeline
+from transformers import AutoModel, AutoProcessor, TextIteratorStreamer, TextStreamer, pipeline
 
 from hub_upload.stage_model import REPOSITORY
-from tests.hub import level_cameras, make_checkpoint
+from tests.hub import level_cameras, make_checkpoint, run_module
 
 pytestmark = pytest.mark.xdist_group("hub")
 NEW_TOKENS = 6
@@ -151,10 +153,18 @@ class TestPipeline:
 
 
 class TestStreamers:
-    def test_words_arrive_one_after_another(self, model, processor, views, answer):
+    @pytest.mark.parametrize("fast", [False, True])
+    def test_words_are_printed_as_they_come(self, fast, model, processor, views, answer, capsys):
+        streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        options = {"streamer": streamer, "do_sample": False, "max_new_tokens": NEW_TOKENS, "fast": fast}
+        model.generate(**batch_of(processor, views), **options)
+        assert capsys.readouterr().out == f"{answer}\n"
+
+    @pytest.mark.parametrize("fast", [False, True])
+    def test_words_arrive_one_after_another(self, fast, model, processor, views, answer):
         batch = batch_of(processor, views)
         streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
-        options = {"streamer": streamer, "do_sample": False, "max_new_tokens": NEW_TOKENS}
+        options = {"streamer": streamer, "do_sample": False, "max_new_tokens": NEW_TOKENS, "fast": fast}
         thread = Thread(target=model.generate, kwargs={**batch, **options})
         thread.start()
         pieces = list(streamer)
@@ -283,6 +293,21 @@ def test_fewer_bits(bits, checkpoint, model, batch):
         0.99 if bits == 8 else 0.75
     )  # so narrow a model feels every bit
     assert small.generate(**given, max_new_tokens=2).shape[1] == batch["input_ids"].shape[1] + 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="it is installed: the test above runs")
+def test_fewer_bits_with_what_pip_fetches():
+    """The test above in a process that has bitsandbytes, fetched once."""
+    folder = REPOSITORY / "build" / "bitsandbytes"
+    if not (folder / "complete").is_file():
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), "bitsandbytes>=0.49"]
+        result = subprocess.run(pip, capture_output=True, text=True, check=False)
+        if result.returncode:
+            pytest.skip(f"bitsandbytes cannot be installed: {result.stderr.strip().splitlines()[-1]}")
+        (folder / "complete").touch()
+    result = run_module("-m", "pytest", "-q", __file__, "-k", "test_fewer_bits and not pip", PYTHONPATH=str(folder))
+    assert "2 passed" in result.stdout, result.stdout
 
 
 def test_the_readme_names_every_convention():

@@ -38,10 +38,13 @@ KEY = ("model", REPO_ID)
 ANSWER = """
 import json, sys
 import numpy as np
+import torch
 from transformers import AutoModel, AutoProcessor
 
-repo, folder = sys.argv[1:]
+repo, folder, tag = sys.argv[1:]
 model = AutoModel.from_pretrained(repo, trust_remote_code=True).eval()
+tagged = AutoModel.from_pretrained(repo, trust_remote_code=True, revision=tag)
+assert torch.equal(model.lm_head.weight, tagged.lm_head.weight)
 processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
 answers = {}
 for asked in json.load(open(f"{folder}/asked.json")):
@@ -305,7 +308,7 @@ def evaluated(tmp_path_factory, rooms) -> Path:
     folder = tmp_path_factory.mktemp("evaluated")
     stage_small(folder)
     shutil.rmtree(folder / "stage")
-    words = ["--model", str(folder / "checkpoint"), "--dataset", str(rooms), "--split", "val", "--limit", "16"]
+    words = ["--model", str(folder / "checkpoint"), "--dataset", str(rooms), "--split", "val", "--limit", "6"]
     words += ["--output", str(folder / "eval"), "--num-views", "3", "--controls", "blind", "--num-resamples", "20"]
     words += ["--batch-size", "4", "--max-new-tokens", str(NUM_TOKENS)]
     result = run_module("eval.py", *words, HF_HUB_OFFLINE="1")
@@ -350,7 +353,8 @@ def test_staged_verified_pushed_and_loaded_it_answers_as_eval_does(evaluated, ro
     stranger = tmp_path / "stranger"
     stranger.mkdir()
     script = ANSWER.replace("NUM_TOKENS", str(NUM_TOKENS))
-    result = run_module("-P", "-c", script, REPO_ID, str(tmp_path), cwd=stranger, **environment(hub, tmp_path))
+    words = [REPO_ID, str(tmp_path), next(iter(hub.repos[KEY].tags))]
+    result = run_module("-P", "-c", script, *words, cwd=stranger, **environment(hub, tmp_path))
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout.splitlines()[-1])
     assert answer["code"].startswith("transformers_modules.someone.rooms.")
@@ -390,10 +394,10 @@ def test_the_card_tells_the_figures_and_how_to_get_them(evaluated, tmp_path):
     section = task["results"][SIGHTED]["protocols"][task["headline_protocol"]]["all"]
     assert found["rooms_qa", "EM@1"] == section["scores"]["EM@1"]
     assert ("rooms_actions", "schema_validity") in found
-    assert "python eval.py --model someone/rooms --dataset data/rooms --split val --num-views 3 --limit 16" in text
+    assert "python eval.py --model someone/rooms --dataset data/rooms --split val --num-views 3 --limit 6" in text
     assert "--controls blind" in text
-    assert "split val, 16 samples, protocol" in text
-    assert "split val, 8 samples)" in text  # the held-out rooms have no more actions
+    assert "split val, 6 samples, protocol" in text
+    assert "split val, 6 samples)" in text
     assert "| | sighted | blind |" in text
     assert str(tmp_path.parent) not in text
 

@@ -331,6 +331,17 @@ class TestStage:
         assert "num_views: 4" in text
         assert "output_dir" not in text
 
+    def test_what_a_run_leaves_beside_the_model_stays_behind(self, checkpoint, staged):
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            torch.save({"state": torch.zeros(2)}, checkpoint / name)
+        (checkpoint / "trainer_state.json").write_text("{}")
+        (checkpoint / "checkpoint_complete").touch()
+        (checkpoint / "modeling_rays.py").write_text("from .modeling_perceiver import RayEmbedding\n")  # an older run's
+        (checkpoint / "runs").mkdir()
+        (checkpoint / "runs" / "events.out.tfevents.1").touch()
+        settings = self.settings(checkpoint, "--trained-on", "rooms")
+        assert set(stage_model(settings).files) == set(read_staged(staged).files)
+
     def test_what_is_there_is_not_overwritten(self, checkpoint, tmp_path):
         settings = self.settings(checkpoint, "--trained-on", "rooms")
         settings.output.mkdir()
