@@ -51,6 +51,7 @@ from training.freezing import log_trainable, set_trainable
 from training.guards import STOPPED_BY_SIGNAL, StopAfter
 from training.launch import end_process_group, prepare_process, refuse_data_parallel
 from training.memory import numel
+from training.reshaping import join_states, other_world
 from training.small_stages import add_ray_decoder, prepared_scenes, train_encoder
 from training.trainer import SceneTrainer
 
@@ -85,10 +86,13 @@ def run(argv: list[str], stop_after: int | None = None) -> SceneTrainer:
 
     with args.main_process_first(desc="data"):
         data_args.dataset = data_args.dataset or [embedded_dataset()]
+    joined = False
     with args.main_process_first(desc="checkpoints"):
         checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
         if checkpoint is not None:
             check_resumable(checkpoint, args.step_conditions())
+            if joined := other_world(checkpoint, args.step_conditions()):
+                join_states(checkpoint)
         if args.process_index == 0:
             _prepare_run_folder(args.output_dir, checkpoint)
     train_dataset = _dataset(data_args, "train", data_args.max_train_samples)
@@ -100,6 +104,8 @@ def run(argv: list[str], stop_after: int | None = None) -> SceneTrainer:
         dataset = data_args.dataset
         model_args, data_args, args = parse_arguments([*argv, *fit(model_args, data_args, args, train_dataset)])
         data_args.dataset = dataset
+    if joined:
+        args.load_joined_states()
     model, processor = _model(model_args, args.device)
     if model_args.objective == "reconstruction":
         settings = _run_config(model_args, data_args, args)

@@ -16,10 +16,11 @@ from tests.fake import small_config
 from tests.training_runs import free_port, losses, run, settings
 from training.arguments import CONFIGS, known_keys, parse_arguments, read_yaml
 from training.assembly import load_model
-from training.checkpoints import drop_later, find_checkpoint
+from training.checkpoints import CheckpointError, drop_later, find_checkpoint
 from training.collator import SceneCollator
 from training.data import SceneDataset
 from training.freezing import part_of, set_trainable
+from training.reshaping import join_states, other_world
 from training.trainer import SceneTrainer
 
 
@@ -182,7 +183,10 @@ LAUNCHES = {
 
 @pytest.mark.parametrize("how", LAUNCHES)
 def test_two_processes_train_save_and_resume(how, small_json, rooms, tmp_path):
-    """Also where one rank's scenes have cameras and the other's have none: half the scenes hide theirs."""
+    """Also where one rank's scenes have cameras and the other's have none: half the scenes hide theirs.
+
+    Then one process goes on from the checkpoint of two.
+    """
     program, *words = LAUNCHES[how]
     command = [str(Path(sys.executable).parent / program), *words]
     argv = settings(small_json, rooms, tmp_path, max_steps=4, geometry_dropout=0.5, per_device_train_batch_size=4)
@@ -219,6 +223,28 @@ def test_two_processes_train_save_and_resume(how, small_json, rooms, tmp_path):
     onwards = settings(str(tmp_path), rooms, tmp_path / "next", max_steps=1, save_strategy="no")
     loaded = run([*command, *onwards], MASTER_PORT=str(free_port()))
     assert loaded.returncode == 0, loaded.stderr[-3000:]
+
+    two, expected = load_file(tmp_path / "model.safetensors"), losses(tmp_path)
+    one = [word for word in command if word not in ("--nproc_per_node", "2")]
+    larger = ["--per_device_train_batch_size", "8", "--max_steps", "6", "--eval_strategy", "no"]
+    resume = ["--resume_from_checkpoint", str(tmp_path / "checkpoint-4")]
+    fewer = run([*one, *argv, *larger, *resume], MASTER_PORT=str(free_port()))
+    assert fewer.returncode == 0, fewer.stderr[-3000:]
+    assert losses(tmp_path) == pytest.approx(expected, rel=2e-3), "one process goes on as two would"
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        torch.testing.assert_close(tensor, two[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_states_that_cannot_be_joined_name_the_ways_out(tmp_path):
+    (tmp_path / "global_step2").mkdir()
+    (tmp_path / "latest").write_text("global_step2")
+    (tmp_path / "checkpoint_complete").write_text('{"world_size": 2, "zero_stage": 3, "files": {}}')
+    now = {"samples_per_step": 8, "world_size": 1, "zero_stage": 3}
+    assert other_world(tmp_path, now) and not other_world(tmp_path, {**now, "world_size": 2})
+    assert not other_world(tmp_path, {**now, "zero_stage": 0})
+    with pytest.raises(CheckpointError, match=r"Resume on 2 processes, or .*--model"):
+        join_states(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"global_step2", "latest", "checkpoint_complete"}
 
 
 def test_the_command_of_the_readme_works_on_one_process(small_json, rooms, tmp_path):

@@ -235,6 +235,10 @@ class SceneTrainingArguments(TrainingArguments):
             "zero_stage": self.deepspeed_plugin.zero_stage if self.deepspeed else 0,
         }
 
+    def load_joined_states(self) -> None:
+        """Has DeepSpeed resume from whole states, see `reshaping.join_states`."""
+        self.hf_deepspeed_config.config.setdefault("checkpoint", {})["load_universal"] = True
+
     def _refuse_bypassed(self) -> None:
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         changed = [name for name in BYPASSED if name in defaults and getattr(self, name) != defaults[name]]

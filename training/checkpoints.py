@@ -145,7 +145,8 @@ def check_resumable(checkpoint: Path, now: dict[str, Any]) -> None:
 
     Args:
         checkpoint: a complete one.
-        now: `samples_per_step`, `world_size` and `zero_stage` (0 = no DeepSpeed) of the run that wants to resume.
+        now: `samples_per_step`, `world_size` and `zero_stage` (0 = no DeepSpeed) of the run that wants to resume; see
+            `reshaping` for another `world_size`.
 
     Raises:
         ValueError: with both values and the way out.
@@ -163,11 +164,6 @@ def check_resumable(checkpoint: Path, now: dict[str, Any]) -> None:
         raise ValueError(
             f"{checkpoint} was written with ZeRO stage {then['zero_stage']}, this run has stage {now['zero_stage']} "
             f"(0 = no DeepSpeed). Give the same --deepspeed file, {weights_only}"
-        )
-    if now["zero_stage"] and then["world_size"] != now["world_size"]:
-        raise ValueError(
-            f"{checkpoint} holds optimizer states in {then['world_size']} parts, this run has {now['world_size']} "
-            f"processes, and they are not divided anew. Start {then['world_size']} processes, {weights_only}"
         )
 
 
