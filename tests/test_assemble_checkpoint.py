@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hub_upload.assemble_checkpoint import assemble, main
+from hub_upload.stage_model import ModelSettings, stage_model
+from hub_upload.verify import verify
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import PerceiverConfig
 from modeling_vggt_qwen3.modeling_vggt import VggtModel
 from tests.conftest import REPOSITORY
@@ -65,6 +67,19 @@ def test_loads_by_auto_classes_and_answers(assembled):
     tokens = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert tokens.shape[1] == inputs["input_ids"].shape[1] + 4
     assert not set(tokens[0, -4:].tolist()) & {151652, 151653, 151655}
+
+
+def test_it_can_be_published(assembled, tmp_path):
+    """In half precision, in several files, with the licence of its encoder."""
+    words = {"encoder": "vggt-1b", "text_model": "Qwen/Qwen3-4B", "trained_on": ("scanqa",), "max_shard_size": "3MB"}
+    stage_model(ModelSettings(str(assembled), tmp_path / "stage", "someone/rooms", **words))
+    (result,) = verify(tmp_path / "stage")
+    assert result["faults"] == []
+    assert len(list((tmp_path / "stage").glob("model-*.safetensors"))) > 1
+    assert "CC BY-NC 4.0" in (tmp_path / "stage" / "NOTICE").read_text()
+    card = (tmp_path / "stage" / "README.md").read_text()
+    assert "license: cc-by-nc-4.0" in card
+    assert "base_model:\n- facebook/VGGT-1B\n- Qwen/Qwen3-4B\n" in card
 
 
 @pytest.mark.parametrize("tie", [True, False])
