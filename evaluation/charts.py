@@ -16,6 +16,9 @@ MARKS = (
     '<path d="M{x} {top}L{right} {y}L{x} {bottom}L{left} {y}Z"/>',
     '<path d="M{x} {top}L{right} {bottom}H{left}Z"/>',
     '<path d="M{left} {top}L{right} {bottom}M{left} {bottom}L{right} {top}"/>',
+    '<path d="M{x} {bottom}L{right} {top}H{left}Z"/>',
+    '<path d="M{left} {y}H{right}M{x} {top}V{bottom}"/>',
+    '<path d="M{left} {top}L{right} {y}L{left} {bottom}Z"/>',
 )
 
 
@@ -42,7 +45,7 @@ def dot_plot(groups: Sequence[Group], series: Sequence[str], unit: str, label: s
 
     Args:
         groups: the rows.
-        series: names of the marks, for the legend; at most six.
+        series: names of the marks, for the legend; at most nine.
         unit: of the axis, put after its numbers.
         label: what is shown, for readers who hear the page.
         full: right end of the axis; by default what the values need.

@@ -16,8 +16,11 @@ import pytest
 from PIL import Image
 
 import eval as evaluator
+from evaluation import charts
 from evaluation.charts import Group, Point, dot_plot
+from evaluation.conditions import CONDITIONS
 from evaluation.drawing import box_corners, paths_in_view, plan, room_from_above
+from evaluation.report import CONDITION_TITLES
 from tests.evaluating import save_checkpoint, true_answers, write_rows
 from tests.frames import camera
 from training.data import SceneDataset
@@ -163,6 +166,16 @@ def test_the_room_from_above_covers_what_the_cameras_saw(rooms):
     opaque = np.asarray(picture)[..., 3] > 0
     assert opaque.mean() > 0.3
     assert np.asarray(picture)[..., :3][opaque].max() > 0
+
+
+def test_a_chart_tells_every_condition_apart():
+    titles = list(CONDITION_TITLES)[:-1]
+    assert set(titles) == set(CONDITIONS)
+    chart = dot_plot([Group("what", 7, [Point(50)] * len(titles))], titles, "%", "label")
+    style = (Path(charts.__file__).parent / "page.css").read_text(encoding="utf-8")
+    assert len(set(charts.MARKS[1:])) == len(charts.MARKS) - 1
+    for place in range(len(titles)):
+        assert f"series s{place}" in chart and f".series.s{place} {{" in style
 
 
 def test_charts_place_values_on_their_axis():
