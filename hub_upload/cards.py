@@ -172,12 +172,12 @@ def dataset_card(
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
-def read_evaluation(folder: Path, repo_id: str, model_fingerprint: str) -> EvaluationTables:
+def read_evaluation(folder: Path, repo_id: str, model_fingerprint: str, dtype: str) -> EvaluationTables:
     """The figures of an evaluation's metrics.json.
 
     Raises:
         FileNotFoundError: no metrics.json in the folder.
-        ValueError: it is damaged, or of another model than the one that is published.
+        ValueError: it is damaged, or of another model than the one that is published, or of other arithmetic.
     """
     path = folder / "metrics.json"
     if not path.is_file():
@@ -189,6 +189,11 @@ def read_evaluation(folder: Path, repo_id: str, model_fingerprint: str) -> Evalu
             raise ValueError(
                 f"{path} holds the figures of another model ({model['name']}, fingerprint "
                 f"{model['fingerprint'][:12]}…, not {model_fingerprint[:12]}…): evaluate the one that is published"
+            )
+        if model["dtype"] != dtype:
+            raise ValueError(
+                f"{path} holds figures in {model['dtype']}, what is published is in {dtype}: evaluate with "
+                f"--dtype {dtype}"
             )
         tables = [_task_table(task, result) for task, result in metrics["tasks"].items()]
         results = [each for task, result in metrics["tasks"].items() for each in _index_entries(task, result, dataset)]

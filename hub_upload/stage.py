@@ -44,6 +44,7 @@ def parse(argv: list[str] | None = None) -> Settings:
     model.add_argument("--encoder-license", type=Path, metavar="FILE", help="the licence that came with the encoder")
     model.add_argument("--text-model", metavar="ORG/NAME", help="where its text model comes from")
     model.add_argument("--trained-on", nargs="+", choices=sorted(DATA_SOURCES), help="sources of its training data")
+    model.add_argument("--dtype", default="auto", help="weights are saved in: bfloat16 or float32; auto = as they are")
     model.add_argument("--max-shard-size", default="5GB", help="of one weight file (%(default)s)")
     data = parser.add_argument_group("a dataset")
     data.add_argument("--dataset", type=Path, default=Path("data/rooms"), help="built dataset folder (%(default)s)")
@@ -68,6 +69,7 @@ def parse(argv: list[str] | None = None) -> Settings:
         encoder_license=options.encoder_license,
         text_model=options.text_model,
         trained_on=None if options.trained_on is None else tuple(options.trained_on),
+        dtype=options.dtype,
         max_shard_size=options.max_shard_size,
         overwrite=options.overwrite,
     )

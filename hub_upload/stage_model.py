@@ -52,6 +52,7 @@ class ModelSettings:
         encoder_license: file of the encoder's licence, where that asks for a copy of itself.
         text_model: where the text model comes from; None as with `encoder`.
         trained_on: sources of the training data; None = those of the datasets that the run's settings name.
+        dtype: weights are saved in, such as "bfloat16"; "auto" = as they are. Evaluations must be made in it.
         max_shard_size: of one weight file.
         overwrite: replace an older staged folder.
     """
@@ -64,6 +65,7 @@ class ModelSettings:
     encoder_license: Path | None = None
     text_model: str | None = None
     trained_on: tuple[str, ...] | None = None
+    dtype: str = "auto"
     max_shard_size: str = "5GB"
     overwrite: bool = False
 
@@ -79,8 +81,9 @@ def stage_model(settings: ModelSettings) -> Staged:
     run_config = _read_run_config(Path(settings.model))
     encoder = _encoder(settings, run_config)
     sources = _sources(settings, run_config)
-    checkpoint = load_checkpoint(settings.model)
-    evaluations = [read_evaluation(folder, settings.repo_id, checkpoint.fingerprint) for folder in settings.evaluations]
+    checkpoint = load_checkpoint(settings.model, dtype=settings.dtype)
+    published = (settings.repo_id, checkpoint.fingerprint, _dtype(checkpoint))
+    evaluations = [read_evaluation(folder, *published) for folder in settings.evaluations]
     reference = probe_outputs(checkpoint.model, checkpoint.processor)
 
     partial = fresh_folder(settings.output)

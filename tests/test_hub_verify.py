@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from datasets_scripts.schema import write_manifest
+from evaluation.checkpoint import folder_fingerprint
 from hub_upload import verify as verify_module
 from hub_upload.elsewhere import SUPPORTED, install_transformers
 from hub_upload.record import NotStagedError, read_staged, read_verified, write_verified
@@ -359,6 +360,13 @@ class TestStage:
         with pytest.raises(ValueError, match="repo-id"):
             parse(["--output", "x", "--repo-id", name])
 
+    def test_weights_are_saved_in_the_dtype_that_is_asked_for(self, checkpoint, tmp_path):
+        settings = self.settings(checkpoint, "--trained-on", "rooms", "--dtype", "bfloat16")
+        stage_model(settings)
+        kinds = {tensor.dtype for tensor in load_file(settings.output / "model.safetensors").values()}
+        assert kinds == {torch.bfloat16}
+        assert json.loads((settings.output / "config.json").read_text())["dtype"] == "bfloat16"
+
     def test_shards_make_an_index(self, checkpoint, tmp_path):
         settings = dataclasses.replace(self.settings(checkpoint, "--trained-on", "rooms"), max_shard_size="500KB")
         staged = stage_model(settings)
@@ -381,6 +389,10 @@ def test_a_checkpoint_whose_figures_are_of_another_model(tmp_path):
     words += ["--trained-on", "rooms", "--evaluation", str(evaluation)]
     with pytest.raises(ValueError, match="figures of another model"):
         stage_model(parse(words))
+    metrics["model"] |= {"fingerprint": folder_fingerprint(checkpoint), "dtype": "float32"}
+    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(ValueError, match=r"figures in float32, .* is in bfloat16: evaluate with --dtype bfloat16"):
+        stage_model(parse([*words, "--dtype", "bfloat16"]))
     (evaluation / "metrics.json").write_text("{}")
     with pytest.raises(ValueError, match=r"metrics\.json is damaged"):
         stage_model(parse(words))
