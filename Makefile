@@ -30,12 +30,11 @@ demo: $(READY) ## data -> train -> eval -> an answer and an action, on procedura
 	$(BIN)/python train.py
 	$(BIN)/python eval.py --model outputs/demo --dataset data/rooms --split test --controls blind --limit 120 \
 		--max-new-tokens 160 --output outputs/demo/eval
-	$(BIN)/python -m datasets_scripts.export --dataset data/rooms --output outputs/demo/photos
 	@echo; echo '== a question about photographs alone'
-	$(BIN)/python eval.py --model outputs/demo --images outputs/demo/photos --question 'What color is the chair?'
+	$(BIN)/python eval.py --model outputs/demo --images examples/room --question 'What color is the sofa?'
 	@echo; echo '== an action, with their cameras and depth'
-	$(BIN)/python eval.py --model outputs/demo --images outputs/demo/photos --action --question 'Place an anchor on the door.' \
-		--cameras outputs/demo/photos/transforms.json --gravity 0,0,-1 --scale 1 --max-new-tokens 160
+	$(BIN)/python eval.py --model outputs/demo --images examples/room --action --question 'Place an anchor on the sofa.' \
+		--gravity 0,0,-1 --scale 1 --max-new-tokens 160
 	@echo; echo 'the report: outputs/demo/eval/report.html'
 
 test: $(READY) ## the tests, under 15 minutes on 2 cores

@@ -38,9 +38,15 @@ class Generation:
     max_new_tokens: int | None = None
     num_workers: int = 0
 
-    def token_limit(self, task: str) -> int:
-        """Most tokens of an answer; twelve anchors need about a thousand."""
-        return self.max_new_tokens or (ACTION_TOKENS if task in ACTION_TASKS else QUESTION_TOKENS)
+    def token_limit(self, task: str, free: int | None = None) -> int:
+        """Most tokens of an answer; twelve anchors need about a thousand.
+
+        free: positions that the prompt leaves to the text model, of which a limit that nobody chose takes no more.
+        """
+        if self.max_new_tokens:
+            return self.max_new_tokens
+        limit = ACTION_TOKENS if task in ACTION_TASKS else QUESTION_TOKENS
+        return limit if free is None else max(1, min(limit, free))
 
 
 @dataclass
@@ -125,7 +131,9 @@ def generate(
 ) -> tuple[list[str], list[bool]]:
     """Texts of a batch without special tokens, and whether the token limit stopped each, or a list of it."""
     model, tokenizer = checkpoint.model, checkpoint.processor.tokenizer
-    constraint = action_constraint(checkpoint, generation) if task in ACTION_TASKS else None
+    free = model.config.text_config.max_position_embeddings - inputs["input_ids"].shape[1]
+    limit = generation.token_limit(task, free)
+    constraint = action_constraint(checkpoint, generation, limit) if task in ACTION_TASKS else None
     fast = generation.num_beams == 1
     text = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
     if "pixel_values" in inputs:  # the prompt up to the end of the images is taken in once for all questions of a scene
@@ -134,7 +142,7 @@ def generate(
         **text,
         do_sample=False,
         num_beams=generation.num_beams,
-        max_new_tokens=generation.token_limit(task),
+        max_new_tokens=limit,
         eos_token_id=checkpoint.processor.end_of_turn_id,
         pad_token_id=tokenizer.pad_token_id,
         constraint=constraint,
@@ -149,8 +157,8 @@ def generate(
     return [text.strip() for text in texts], cut_off
 
 
-def action_constraint(checkpoint: Checkpoint, generation: Generation) -> ActionConstraint | None:
-    """What keeps the answers to action tasks actions, if they are to be kept so.
+def action_constraint(checkpoint: Checkpoint, generation: Generation, limit: int) -> ActionConstraint | None:
+    """What keeps the answers to action tasks actions of at most `limit` tokens, if they are to be kept so.
 
     Raises:
         ValueError: llguidance is not installed, with both ways out.
@@ -158,7 +166,7 @@ def action_constraint(checkpoint: Checkpoint, generation: Generation) -> ActionC
     if not generation.constrain_actions:
         return None
     try:
-        return checkpoint.processor.action_constraint(max_new_tokens=generation.token_limit(ACTION_TASKS[0]))
+        return checkpoint.processor.action_constraint(max_new_tokens=limit)
     except ImportError as error:
         raise ValueError(f"{error}; or take what the model writes freely: --no-constrain-actions") from error
 

@@ -40,8 +40,9 @@ def run(settings: EvalSettings) -> Evaluation | None:
             settings.scoring.headline(task)
     checkpoint = load_checkpoint(settings.model, settings.attn_implementation, settings.dtype)
     checkpoint.model.to(state.device)
-    if any(task in ACTION_TASKS for task in datasets):
-        action_constraint(checkpoint, settings.generation)
+    for task in datasets:
+        if task in ACTION_TASKS:
+            action_constraint(checkpoint, settings.generation, settings.generation.token_limit(task))
     if state.is_main_process:
         prepare_output(settings, checkpoint.fingerprint)
     state.wait_for_everyone()

@@ -34,9 +34,9 @@ def settings(small_json: str, rooms: Path, output: Path, **options: object) -> l
     return words
 
 
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
+def run(command: list[str], cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
-    return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
 
 
 def losses(output: Path) -> list[float]:
