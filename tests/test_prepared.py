@@ -17,6 +17,7 @@ from training.collator import SceneCollator
 from training.data import Draw, SceneBatchSampler, SceneDataset
 from training.prepare import MARKER, prepare
 from training.prepared import PreparedCollator, PreparedScenes, dense_labels
+from training.reconstruction import ReconstructionCollator
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,25 @@ def test_batches_equal_those_of_the_collator(parts, any_answer):
             assert set(found) == set(expected)
             for key, value in expected.items():
                 torch.testing.assert_close(found[key], value, atol=2e-5, rtol=1e-5, equal_nan=True, msg=key)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
+def test_a_batch_does_not_wait_for_the_gpu(parts):
+    config, processor, dataset, folder = parts
+    prepared = PreparedScenes(folder, "cuda")
+    collator = PreparedCollator(prepared, dataset, processor, config.task_names, geometry_dropout=0.4, num_rays=8)
+    draws = next(iter(SceneBatchSampler(dataset, samples_per_batch=24, samples_per_scene=8, seed=0)))
+    on_cpu = PreparedCollator(PreparedScenes(folder), dataset, processor, config.task_names, geometry_dropout=0.4)
+    expected = on_cpu(draws)
+    collator(draws)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = collator(draws)
+        ReconstructionCollator(collator, map_scenes=1)(draws)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key].cpu(), value, atol=2e-5, rtol=1e-5, equal_nan=True, msg=key)
 
 
 def test_boxes_are_those_that_actions_state(parts):

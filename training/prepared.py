@@ -62,6 +62,10 @@ class PreparedScenes:
             moved[start : start + 1024] = tensor[start : start + 1024].to(self.device)
         return moved
 
+    def place(self, values: Sequence[Any]) -> torch.Tensor:
+        """Values on the device of the arrays, without waiting for what it is doing."""
+        return torch.tensor(values).to(self.device, non_blocking=True)
+
     def take(self, name: str, scenes: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
         """Rows [S, ...] of scenes [S], or [S, V, ...] of their views [S, V]."""
         return self.scenes[name][scenes] if views is None else self.scenes[name][scenes[:, None], views]
@@ -115,8 +119,8 @@ class PreparedCollator:
     def __call__(self, draws: Sequence[Draw]) -> Batch:
         kept = [drawn_inputs(draw, *self.dropouts) for draw in draws]
         views = [self._views(draw) for draw in draws]
-        scenes = self.scene_tensors(draws, views, kept)
-        batch = {**self._text(draws, views, [cameras for cameras, _ in kept]), **scenes}
+        batch = self._text(draws, views, [cameras for cameras, _ in kept])  # first: an accelerator is still at work
+        batch |= self.scene_tensors(draws, views, kept)
         if self.num_rays:
             batch["ray_targets"] = ray_targets(self.prepared, draws, views, batch, self.num_rays, self.patch_size)
         return batch
@@ -129,28 +133,27 @@ class PreparedCollator:
         self, draws: Sequence[Draw], views: list[list[int]], kept: list[tuple[bool, bool]] | None = None
     ) -> Batch:
         """Every key of the batch table whose first dimension is S; `kept` = (cameras, depth) shown, by default both."""
-        take, device = self.prepared.take, self.prepared.device
-        scene = torch.tensor([draw.scene for draw in draws], device=device)
-        view = torch.tensor(views, device=device)
+        take, place = self.prepared.take, self.prepared.place
+        scene, view = place([draw.scene for draw in draws]), place(views)
         kept = kept or [(True, True)] * len(draws)
-        known = torch.tensor([cameras for cameras, _ in kept], device=device)
-        deep = torch.tensor([cameras and depth for cameras, depth in kept], device=device)
+        known = place([cameras for cameras, _ in kept])
+        deep = place([cameras and depth for cameras, depth in kept])
         camera = take("world_from_cam", scene, view)
         ref_from_world = self.prepared.scenes["ref_from_world"][scene, view[:, 0]]
         ref_from_cam = ref_from_world[:, None] @ camera
         points = take("points", scene, view).double() @ ref_from_cam[..., :3, :3].mT + ref_from_cam[..., None, :3, 3]
         mask = take("points_mask", scene, view) & deep[:, None, None]
-        eye = torch.eye(4, device=device)
+        eye = torch.eye(4, device=view.device)
         return {
             "pixel_values": take("pixels", scene, view),
-            "view_mask": torch.ones_like(view, dtype=torch.bool),
+            "view_mask": torch.ones(view.shape, dtype=torch.bool),  # read by the model, which need not wait for it here
             "geometry_mask": known,
             "ref_from_cam": torch.where(known[:, None, None, None], ref_from_cam.float(), eye),
             "intrinsics": torch.where(known[:, None, None, None], take("intrinsics", scene, view), eye[:3, :3]),
             "depth_hist": torch.where(deep[:, None, None], take("depth_hist", scene, view), 0.0),
             "patch_points": torch.where(mask[..., None], points.float(), 0.0),
             "patch_points_mask": mask,
-            "world_from_ref": torch.where(known[:, None, None], torch.linalg.inv(ref_from_world).float(), torch.nan),
+            "world_from_ref": torch.where(known[:, None, None], inverse(ref_from_world).float(), torch.nan),
         }
 
     def _text(self, draws: Sequence[Draw], views: list[list[int]], cameras: list[bool]) -> Batch:
@@ -163,8 +166,10 @@ class PreparedCollator:
             for head, samples in groups.items():
                 rows.append(self._row(head, visual, samples, draw, drawn[0]))
                 scene_index.append(index)
-        batch = pad_rows(rows, self.processor.tokenizer.pad_token_id)
-        return {**batch, "scene_index": torch.tensor(scene_index)}
+        batch = pad_rows(rows, self.processor.tokenizer.pad_token_id) | {"scene_index": torch.tensor(scene_index)}
+        if self.prepared.device.type == "cuda":  # pinned, they are copied while the step before still computes
+            batch = {key: values.pin_memory() for key, values in batch.items()}
+        return batch
 
     def _row(self, head: int, visual: int, samples: list[int], draw: Draw, first_view: int) -> dict[str, torch.Tensor]:
         """`[prefix][q1 a1][q2 a2]…`; see packing.py."""
@@ -280,9 +285,7 @@ def ray_targets(
         measured and hidden from the input; with dense labels classes, colors, boxes and boxes_mask as in
         `dense_labels`, [S, R, ...].
     """
-    device = prepared.device
-    scene = torch.tensor([draw.scene for draw in draws], device=device)
-    view = torch.tensor(views, device=device)
+    scene, view = prepared.place([draw.scene for draw in draws]), prepared.place(views)
     ref_from_world = prepared.scenes["ref_from_world"][scene, view[:, 0]]
     pixels = batch["pixel_values"]
     geometry = SceneGeometry(
@@ -302,10 +305,15 @@ def ray_targets(
     }
     if prepared.has_labels:
         found |= dense_labels(prepared, scene, view, ref_from_world)
-    generator = torch.Generator(device).manual_seed(int(random_stream(draws[0], "rays").integers(2**31)))
+    generator = torch.Generator(scene.device).manual_seed(int(random_stream(draws[0], "rays").integers(2**31)))
     total = hidden.shape[1] * hidden.shape[2]
-    chosen = torch.rand(len(draws), total, generator=generator, device=device).topk(min(num_rays, total)).indices
+    chosen = torch.rand(len(draws), total, generator=generator, device=scene.device).topk(min(num_rays, total)).indices
     return {key: _pick(value.flatten(1, 2), chosen) for key, value in found.items()}
+
+
+def inverse(matrices: torch.Tensor) -> torch.Tensor:
+    """Inverses of matrices known to have one; looking whether they do would wait for the accelerator."""
+    return torch.linalg.inv_ex(matrices).inverse
 
 
 def _pick(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ from .arguments import SceneTrainingArguments
 from .callbacks import ProgressLines, RunLog, mean_parts
 from .data import Draw, draw_views
 from .prepare import COLOR_NAMES
-from .prepared import DrawnScenes, PreparedCollator, dense_labels
+from .prepared import DrawnScenes, PreparedCollator, dense_labels, inverse
 from .trainer import RUN_CONFIG, SceneLoader
 
 SIZES = (len(CLASSES), len(COLOR_NAMES), BOX_NUMBERS, 3)
@@ -158,12 +158,11 @@ class ReconstructionCollator:
         frames, count = self.dataset.frame_ids, self.dataset.num_views
         views = [draw_views(frames[draw.scene], count, None, draw.seed) for draw in draws]
         batch = self.collator.scene_tensors(draws, views)
-        device = self.prepared.device
-        scene, view = torch.tensor([draw.scene for draw in draws], device=device), torch.tensor(views, device=device)
+        scene, view = self.prepared.place([draw.scene for draw in draws]), self.prepared.place(views)
         camera = self.prepared.take("world_from_cam", scene, view)
-        first_from_cam = (torch.linalg.inv(camera[:, :1]) @ camera).float()
+        first_from_cam = (inverse(camera[:, :1]) @ camera).float()
         size = tuple(batch["pixel_values"].shape[-2:])
-        cam_from_first = torch.linalg.inv(first_from_cam)[..., :3, :]
+        cam_from_first = inverse(first_from_cam)[..., :3, :]
         depth = self.prepared.take("depth_mm", scene, view)[: self.map_scenes].float() / 1000
         frame = self.prepared.scenes["ref_from_world"][scene, view[:, 0]]
         return {
@@ -184,7 +183,7 @@ def _unproject(depth: torch.Tensor, intrinsics: torch.Tensor, first_from_cam: to
         torch.arange(height, device=depth.device) + 0.5, torch.arange(width, device=depth.device) + 0.5, indexing="ij"
     )
     pixels = torch.stack((u, v, torch.ones_like(u)), dim=-1).flatten(0, 1)  # [H * W, 3]
-    rays = pixels @ torch.linalg.inv(intrinsics).mT
+    rays = pixels @ inverse(intrinsics).mT
     points = (rays * depth.flatten(2)[..., None]) @ first_from_cam[..., :3, :3].mT + first_from_cam[..., None, :3, 3]
     return points.unflatten(2, (height, width))
 
