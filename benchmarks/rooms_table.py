@@ -402,7 +402,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.seeds = [int(seed) for seed in args.seeds.split(",")]
     args.encoder_scale = args.scale if args.encoder_scale is None else args.encoder_scale
     if args.workers is None:
-        args.workers = 0 if args.cores < 4 else max(1, min(8, args.cores // (2 * args.jobs) - 1))
+        args.workers = 0 if args.cores < 4 else min(8, max(2, args.cores // (args.jobs + 1)))
     if not run_table(args, words):
         print("the time is over: the same command goes on", flush=True)
         raise SystemExit(75)

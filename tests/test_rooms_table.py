@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import train
 from benchmarks import predecessor, rooms_table
 from benchmarks.rooms_report import BEGIN, DOCS, END, FIGURES, render, tables
-from benchmarks.rooms_results import merged, write_figures
+from benchmarks.rooms_results import _gain, merged, write_figures
 from benchmarks.rooms_rows import ROWS, parse_rows
 from datasets_scripts.build import build
 from datasets_scripts.rooms.source import RoomsSource
@@ -130,6 +130,12 @@ def test_figures_add_up(tmp_path, entry):
         (0, 1.0, False),
         (1, 0.1, False),
     ]
+
+
+def test_what_seeing_gains_is_positive():
+    paired = {"blind": {"metrics": {"EM@1": {"difference": -25.0, "interval": [-34.0, -16.0]}}}}  # blind minus sighted
+    assert _gain(paired, "sighted") == {"value": 25.0, "interval": [16.0, 34.0]}
+    assert _gain(paired, "blind") is None
 
 
 def test_every_row_changes_what_it_says():
