@@ -93,7 +93,7 @@ class Runner:
     """Runs steps, several at once, each as a process that is ended when the time is over."""
 
     def __init__(self, clock: Clock, threads: int) -> None:
-        self.clock, self.counted = clock, set[int]()
+        self.clock, self.counted = clock, set[subprocess.Popen]()
         names = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE")
         self.environment = {**os.environ, **dict(zip(names, (str(threads), "false", "1")))}
 
@@ -125,8 +125,8 @@ class Runner:
     def _still_running(self, running: list[tuple[Step, subprocess.Popen, float]]) -> bool:
         """Whether any is; takes down the seconds of those that have ended since."""
         for step, process, began in running:
-            if process.poll() is not None and process.pid not in self.counted:
-                self.counted.add(process.pid)
+            if process.poll() is not None and process not in self.counted:
+                self.counted.add(process)
                 step.add_seconds(time.monotonic() - began)
         return any(process.poll() is None for _, process, _ in running)
 

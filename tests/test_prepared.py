@@ -48,6 +48,20 @@ def test_batches_equal_those_of_the_collator(parts, any_answer):
                 torch.testing.assert_close(found[key], value, atol=2e-5, rtol=1e-5, equal_nan=True, msg=key)
 
 
+def test_what_a_stage_does_not_read_takes_no_memory(parts):
+    config, processor, dataset, folder = parts
+    prepared = PreparedScenes(folder)
+    assert prepared.has_labels and not prepared.scenes.loaded
+    collator = PreparedCollator(prepared, dataset, processor, config.task_names, num_rays=8)
+    draws = next(iter(SceneBatchSampler(dataset, samples_per_batch=24, samples_per_scene=8, seed=0)))
+    collator(draws)
+    assert "pixels" in prepared.scenes.loaded and "depth_mm" not in prepared.scenes.loaded
+    ReconstructionCollator(collator, map_scenes=1)(draws)
+    assert set(prepared.scenes.loaded) == set(prepared.scenes)
+    with pytest.raises(KeyError, match="patch_things"):
+        prepared.scenes["patch_things"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
 def test_a_batch_does_not_wait_for_the_gpu(parts):
     config, processor, dataset, folder = parts
@@ -57,6 +71,7 @@ def test_a_batch_does_not_wait_for_the_gpu(parts):
     on_cpu = PreparedCollator(PreparedScenes(folder), dataset, processor, config.task_names, geometry_dropout=0.4)
     expected = on_cpu(draws)
     collator(draws)
+    ReconstructionCollator(collator, map_scenes=1)(draws)
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = collator(draws)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class PreparedScenes:
         self.samples = [tuple(sample) for sample in made["samples"]]
         self.heads = [np.asarray(head, np.int64) for head in made["heads"]]
         self.text = {name: np.load(folder / f"text_{name}.npy") for name in made["text"]}
-        self.scenes = {name: self._load(folder / f"{name}.npy") for name in made["scenes"]}
+        self.scenes = LazyArrays(made["scenes"], lambda name: self._load(folder / f"{name}.npy"))
 
     @property
     def has_labels(self) -> bool:
@@ -85,6 +85,30 @@ class PreparedScenes:
         first, last = self.text["first_answer"][sample : sample + 2]
         offsets = self.text["answer_offsets"][first : last + 1]
         return [self.text["answer_tokens"][start:end] for start, end in itertools.pairwise(offsets)]
+
+
+class LazyArrays(Mapping[str, torch.Tensor]):
+    """Arrays by name, each loaded when it is first read: depth maps, two fifths of all, serve stage 0 alone."""
+
+    def __init__(self, names: Sequence[str], load: Callable[[str], torch.Tensor]) -> None:
+        self._names, self._load = list(names), load
+        self.loaded: dict[str, torch.Tensor] = {}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self.loaded:
+            self.loaded[name] = self._load(name)
+        return self.loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class PreparedCollator:
