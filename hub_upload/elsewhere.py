@@ -45,9 +45,12 @@ def prove(folder: Path, staged: Staged, packages: Path | None = None, timeout_s:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
         environment |= {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         environment |= {"HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HOME": place}
-        result = subprocess.run(
-            command, cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s
-        )
+        try:
+            result = subprocess.run(
+                command, cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s
+            )
+        except subprocess.TimeoutExpired:
+            return {"faults": [f"it does not load and answer within {timeout_s:.0f} s"], "versions": {}}
     if result.returncode:
         return {"faults": [f"it does not load: {_last_lines(result.stderr)}"], "versions": {}}
     return json.loads(result.stdout.strip().splitlines()[-1])

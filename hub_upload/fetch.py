@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError
 
 from datasets_scripts.schema import MANIFEST_NAME, SAMPLE_FEATURES, SCENE_FEATURES, Manifest, write_manifest
+from modeling_vggt_qwen3.convert_vggt_checkpoint import all_or_nothing, refuse_existing
 
 from .stage_dataset import TABLES
 
@@ -24,26 +25,26 @@ FEATURES = {"scenes": SCENE_FEATURES, "samples": SAMPLE_FEATURES}
 
 
 def fetch(repo_id: str, output: Path, revision: str | None = None) -> Manifest:
-    """Downloads a dataset and writes it as a built dataset folder; returns its manifest.
+    """Downloads a dataset and writes it as a built dataset folder, all of it or nothing; returns its manifest.
 
     Raises:
         FileExistsError: the output holds something.
         ValueError: the repository is no dataset of this project, or lacks rows that its manifest counts.
     """
-    if output.is_dir() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty: name another folder")
+    refuse_existing(output)
     source = Path(snapshot_download(repo_id, repo_type="dataset", revision=revision))
     path = source / MANIFEST_NAME
     if not path.is_file():
         raise ValueError(f"{repo_id} has no {MANIFEST_NAME}: it is no dataset of this project")
     told = Manifest(**json.loads(path.read_text(encoding="utf-8")))
     disable_progress_bars()
-    for table, splits in TABLES.items():
-        for split in splits:
-            files = sorted((source / "data" / table).glob(f"{split}-*.parquet"))
-            if files:
-                _write_table(files, table, split, told, output)
-    return write_manifest(output, counts=told.counts, options=told.options, source_files=told.source_files)
+    with all_or_nothing(output) as folder:
+        for table, splits in TABLES.items():
+            for split in splits:
+                files = sorted((source / "data" / table).glob(f"{split}-*.parquet"))
+                if files:
+                    _write_table(files, table, split, told, folder)
+        return write_manifest(folder, counts=told.counts, options=told.options, source_files=told.source_files)
 
 
 def _write_table(files: list[Path], table: str, split: str, told: Manifest, output: Path) -> None:

@@ -126,7 +126,13 @@ class _Repository:
             sdk = {"space_sdk": "gradio"} if self.repo_type == "space" else {}
             create = partial(self.api.create_repo, **self.names, **sdk, private=not public, exist_ok=True)
             self._patiently("creating it", create)
-            info = self._patiently("looking it up", look_up)
+            try:
+                info = self._patiently("looking it up", look_up)
+            except RepositoryNotFoundError as error:
+                raise PushError(
+                    f"{self.repo_id} is there, but this token does not show it: take one of a member with access to "
+                    f"it, or choose another repository. {NOTHING_PUBLISHED}."
+                ) from error
         if not info.private and not public:
             raise ValueError(f"{self.repo_id} is public: say --public if everybody may see this")
         return info.sha
@@ -154,12 +160,14 @@ class _Repository:
         """Raises PushError where the Hub does not hold the very files of the folder."""
         remote = self.files(commit, f"The files are at {commit}, neither checked nor tagged")
         wrong = [
-            name for name, digest in staged.files.items() if remote.get(name) not in (digest, _git_sha1(folder / name))
+            name
+            for name, digest in staged.files.items()
+            if remote.get(name) != digest and not _is_small_file(folder / name, digest, remote.get(name))
         ]
         if wrong:
             raise PushError(
-                f"{self.repo_id} was written at {commit}, but {', '.join(wrong[:5])} arrived otherwise than sent; it "
-                "was not tagged: run the command again"
+                f"{self.repo_id} was written at {commit}, but {', '.join(wrong[:5])} arrived otherwise than "
+                "verified; it was not tagged: run the command again"
             )
 
     def tag(self, tag: str, commit: str) -> None:
@@ -204,8 +212,9 @@ class _Repository:
             if wait_s is None or not (status is None or status in TRY_AGAIN):
                 answer = f"{self.repo_id}, {doing}: {_in_short(status, failure)}"
                 raise PushError(f"{answer}. {self._way_out(status)}. {standing}.") from failure
-            print(f"{doing}: {_in_short(status, failure)}; again in {wait_s} s", file=sys.stderr)
-            time.sleep(_asked_wait(failure) or wait_s)
+            wait_s = _asked_wait(failure) or wait_s
+            print(f"{doing}: {_in_short(status, failure)}; again in {wait_s:.0f} s", file=sys.stderr)
+            time.sleep(wait_s)
         raise AssertionError("the last attempt returns or raises")
 
     def _way_out(self, status: int | None) -> str:
@@ -233,10 +242,19 @@ def _in_short(status: int | None, failure: HTTPError) -> str:
     return f"{f'status {status}' if status else 'no answer'} ({words[0] if words else type(failure).__name__})"
 
 
-def _git_sha1(path: Path) -> str:
-    """Git's name of a file's contents, by which the Hub knows small files."""
+def _is_small_file(path: Path, digest: str, name: str | None) -> bool:
+    """Whether the Hub holds a file as it was verified, under git's name of its contents, as it knows small ones.
+
+    Args:
+        path: of the file here, which may have changed since.
+        digest: sha256 of what was verified.
+        name: by which the Hub knows it, None where it does not; a sha256 is that of a large file.
+    """
+    if name is None or len(name) == len(digest):
+        return False
     content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return name == git and hashlib.sha256(content).hexdigest() == digest
 
 
 def main(argv: list[str] | None = None) -> Published:

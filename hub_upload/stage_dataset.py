@@ -62,7 +62,7 @@ def stage_dataset(settings: DatasetSettings) -> Staged:
     counts = [(table, split, len(dataset)) for (table, split), dataset in tables.items()]
     card = dataset_card(settings.repo_id, licence, sources, counts, manifest.fingerprint)
     (partial / "README.md").write_text(card, encoding="utf-8")
-    facts = {"rows": {f"{table}/{split}": count for table, split, count in counts}}
+    facts = {"rows": {f"{table}/{split}": count for table, split, count in counts}, "own_data": settings.own_data}
     staged = Staged("dataset", settings.repo_id, hash_files(partial), facts)
     put_in_place(partial, settings.output)
     write_staged(settings.output, staged)

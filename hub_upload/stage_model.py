@@ -134,20 +134,28 @@ def _encoder(settings: ModelSettings, run_config: dict[str, Any] | None) -> Enco
     """The origin of the weights: as stated, or from scratch where the run began with a configuration.
 
     Raises:
-        ValueError: it is not known, or its licence wants a copy that was not given.
+        FileNotFoundError, ValueError: it is not known, or its licence wants a copy that was not given.
     """
     began_random = run_config is not None and str(run_config.get("model", "")).endswith(".json")
     name = settings.encoder or ("scratch" if began_random else None)
     if name not in ENCODERS:
+        known = f"{name!r}" if name else "not recorded"
+        if not Path(settings.model).is_dir():
+            known += f" (there is no folder {settings.model})"
         raise ValueError(
-            f"where the weights of the encoder come from is {'not recorded' if name is None else f'{name!r}'}: say "
-            f"--encoder with one of {', '.join(ENCODERS)}, for its licence becomes the model's"
+            f"where the weights of the encoder come from is {known}: say --encoder with one of {', '.join(ENCODERS)}, "
+            "for its licence becomes the model's"
         )
     encoder = ENCODERS[name]
     if encoder.wants_copy and settings.encoder_license is None:
         raise ValueError(
             f"the licence of {encoder.base_model} wants a copy of itself beside the weights: "
             "give the file that came with them by --encoder-license"
+        )
+    if encoder.wants_copy and not settings.encoder_license.is_file():
+        raise FileNotFoundError(
+            f"--encoder-license names {settings.encoder_license}, and there is no such file: give the agreement that "
+            f"came with {encoder.base_model}"
         )
     if name != "scratch" and settings.text_model is None:
         raise ValueError("say --text-model: the Hub id of the text model, for instance Qwen/Qwen3-4B-Instruct-2507")

@@ -69,7 +69,7 @@ def static_faults(folder: Path, staged: Staged) -> list[str]:
     faults = changed_files(folder, staged) + check_names(folder, staged.repo_type) + check_texts(folder)
     faults += check_card(folder, staged.repo_type)
     if staged.repo_type != "model":
-        return faults + (check_data(folder) if staged.repo_type == "dataset" else [])
+        return faults + (check_data(folder, staged.facts["own_data"]) if staged.repo_type == "dataset" else [])
     faults += check_configurations(folder) + check_weights(folder)
     return faults + check_code(folder, staged.facts["auto_map"])
 
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         print("loads under " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()))
         for auto_class in result.get("hidden", []):
             print(f"  there {auto_class} is on offer only where torchvision is installed")
-    print(f"next: python -m hub_upload.push {options.folder}")
+    print(f"next: python -m hub_upload.push {options.folder} --repo-id {read_staged(options.folder).repo_id}")
 
 
 if __name__ == "__main__":

@@ -261,9 +261,48 @@ def test_what_arrives_otherwise_than_sent_is_not_tagged(staged, hub, api, monkey
         return sha
 
     monkeypatch.setattr(push_module._Repository, "commit", commit_and_spoil)
-    with pytest.raises(PushError, match="NOTICE arrived otherwise than sent"):
+    with pytest.raises(PushError, match="NOTICE arrived otherwise than verified"):
         push(PushSettings(staged, REPO_ID), api())
     assert not hub.repos[KEY].tags
+
+
+def test_a_file_that_changes_while_it_is_sent_is_not_tagged(staged, hub, api, monkeypatch, tmp_path):
+    folder = copy_staged(staged, tmp_path)
+    read = push_module.read_verified
+
+    def read_and_then_someone_edits(path):
+        found = read(path)
+        append(folder / "NOTICE", "One more line.\n")
+        return found
+
+    monkeypatch.setattr(push_module, "read_verified", read_and_then_someone_edits)
+    with pytest.raises(PushError, match="NOTICE arrived otherwise than"):
+        push(PushSettings(folder, REPO_ID), api())
+    assert not hub.repos[KEY].tags
+
+
+def test_large_files_are_checked_without_being_read_again(staged, hub, api, monkeypatch):
+    read_bytes, read = Path.read_bytes, set()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.add(path.name) or read_bytes(path))
+    push(PushSettings(staged, REPO_ID), api())
+    assert "NOTICE" in read
+    assert not {name for name in read if name.endswith(".safetensors")}
+
+
+def test_it_waits_as_long_as_it_says(staged, hub, api, monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(push_module.time, "sleep", waited.append)
+    hub.fail("POST .*/tag/", 429, Retry_After="7")
+    push(PushSettings(staged, REPO_ID), api())
+    assert 7 in waited
+    assert "again in 7 s" in capsys.readouterr().err
+
+
+def test_a_repository_that_the_token_does_not_show(staged, hub, api):
+    api().create_repo(REPO_ID, private=True)
+    hub.fail("GET /api/models/someone/rooms$", 404, times=99, X_Error_Code="RepoNotFound")
+    with pytest.raises(PushError, match=r"is there, but this token does not show it: .* Nothing was published"):
+        push(PushSettings(staged, REPO_ID), api())
 
 
 def test_a_connection_that_is_cut_is_made_again(staged, hub, tmp_path):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from datasets_scripts.schema import write_manifest
 from evaluation.checkpoint import folder_fingerprint
 from hub_upload import verify as verify_module
-from hub_upload.elsewhere import SUPPORTED, install_transformers
+from hub_upload.elsewhere import SUPPORTED, install_transformers, prove
 from hub_upload.record import NotStagedError, read_staged, read_verified, write_verified
 from hub_upload.stage import parse
 from hub_upload.stage_model import stage_model
@@ -231,6 +231,13 @@ def test_code_that_fails_only_when_it_is_loaded_is_found(staged, tmp_path):
         verify(folder)
 
 
+def test_code_that_never_ends_is_a_fault(staged, tmp_path):
+    folder = copy_staged(staged, tmp_path)
+    append(folder / "configuration_vggt_qwen3.py", "\nimport time\ntime.sleep(600)\n")
+    result = prove(folder, record_again(folder), timeout_s=15)
+    assert result["faults"] == ["it does not load and answer within 15 s"]
+
+
 def test_who_changes_a_verified_folder_must_verify_again(staged, tmp_path):
     folder = copy_staged(staged, tmp_path)
     write_verified(folder, read_staged(folder), [])
@@ -249,13 +256,14 @@ def test_the_supported_versions_are_those_that_the_tests_run_on():
     assert [re.search(r"^transformers==(.+)$", text, flags=re.MULTILINE)[1] for text in pinned] == list(SUPPORTED)
 
 
-def test_a_model_is_proved_under_both_ends_unless_told_otherwise(staged, tmp_path, monkeypatch):
+def test_a_model_is_proved_under_both_ends_unless_told_otherwise(staged, tmp_path, monkeypatch, capsys):
     """Where pip finds no package, it says what is not proved and how to go on."""
     asked = []
     monkeypatch.setattr(verify_module, "verify", lambda folder, versions, packages: asked.append(tuple(versions)) or [])
     verify_module.main([str(staged)])
     verify_module.main([str(staged), "--installed-only"])
     assert asked == [SUPPORTED, ()]
+    assert f"next: python -m hub_upload.push {staged} --repo-id {REPO_ID}\n" in capsys.readouterr().out
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(RuntimeError, match=r"transformers 5\.17\.0 cannot be installed.*say --installed-only"):
         install_transformers("5.17.0", tmp_path)
@@ -282,6 +290,10 @@ class TestStage:
         with pytest.raises(ValueError, match="not recorded: say --encoder"):
             stage_model(self.settings(checkpoint, "--trained-on", "rooms"))
 
+    def test_a_mistyped_folder_is_named_as_such(self, tmp_path):
+        with pytest.raises(ValueError, match=r"not recorded \(there is no folder .*/gone\): say --encoder"):
+            stage_model(self.settings(tmp_path / "gone"))
+
     def test_data_of_unknown_origin_is_refused(self, checkpoint):
         with pytest.raises(ValueError, match="what the model was trained on is not recorded"):
             stage_model(self.settings(checkpoint))
@@ -300,6 +312,10 @@ class TestStage:
         words = ["--trained-on", "scanqa", "--encoder", "vggt-1b-commercial", "--text-model", "Qwen/Qwen3-4B"]
         with pytest.raises(ValueError, match="--encoder-license"):
             stage_model(self.settings(checkpoint, *words))
+        gone = ["--encoder-license", str(tmp_path / "gone.txt")]
+        with pytest.raises(FileNotFoundError, match=r"--encoder-license names .*gone\.txt, and there is no such file"):
+            stage_model(self.settings(checkpoint, *words, *gone))
+        assert not (checkpoint.parent / "out.partial").exists()
         (tmp_path / "agreement.txt").write_text("the agreement")
         settings = self.settings(checkpoint, *words, "--encoder-license", str(tmp_path / "agreement.txt"))
         staged = stage_model(settings)

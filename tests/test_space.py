@@ -22,7 +22,7 @@ import av
 import numpy as np
 import pytest
 import trimesh
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from evaluation.drawing import box_corners as reference_corners
 from hub_upload.record import read_staged
@@ -130,7 +130,7 @@ class TestDrawing:
 
 
 def write_video(path: Path, seconds: float, size: tuple[int, int] = (64, 48)) -> Path:
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"live": "1"} if path.suffix == ".mkv" else {}) as container:
         stream = container.add_stream("mpeg4", rate=4)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for index in range(int(seconds * 4)):
@@ -192,6 +192,41 @@ class TestUploads:
     def test_files_that_are_too_large(self, tmp_path):
         with pytest.raises(room.UploadError, match="larger than 50 MB"):
             room.read_upload([write_large(tmp_path / "a.png")])
+
+    def test_a_file_of_another_kind_than_its_name_says(self, tmp_path):
+        """A list of files would have the reader open others; further formats of images run further readers."""
+        write_video(tmp_path / "theirs.mp4", 2)
+        (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile theirs.mp4\n")
+        with pytest.raises(room.UploadError, match=r"list\.mp4 cannot be read as a video"):
+            room.read_upload([tmp_path / "list.mp4"])
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", format="TIFF")
+        with pytest.raises(room.UploadError, match=r"a\.jpg cannot be read as a photograph"):
+            room.read_upload([tmp_path / "a.jpg"])
+
+    def test_a_photograph_with_too_long_a_text(self, tmp_path):
+        info = PngImagePlugin.PngInfo()
+        info.add_text("comment", "x" * 2**21, zip=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+        with pytest.raises(room.UploadError, match=r"a\.png cannot be read as a photograph"):
+            room.read_upload([tmp_path / "a.png"])
+
+    def test_a_video_that_does_not_tell_its_length(self, tmp_path):
+        """As browsers record them."""
+        shades = [np.asarray(view).mean() for view in room.read_upload([write_video(tmp_path / "a.mkv", 8)]).views]
+        assert (len(shades), shades[0] < 10, shades[-1] > 200) == (8, True, True)
+        with pytest.raises(room.UploadError, match="lasts 62 s: 60 s at most"):
+            room.read_upload([write_video(tmp_path / "b.mkv", 62, (16, 16))])
+
+    @pytest.mark.parametrize("name", ["../outside", "/outside", "", "study/../study"])
+    def test_only_examples_that_come_along_are_shown(self, name, tmp_path, monkeypatch):
+        """The name comes from the visitor, whatever the buttons say."""
+        for folder in ("outside", "examples/study"):
+            shutil.copytree(SPACE / "examples" / "study", tmp_path / folder)
+        monkeypatch.setattr(room, "EXAMPLES", tmp_path / "examples")
+        name = str(tmp_path / "outside") if name.startswith("/") else name
+        with pytest.raises(room.UploadError, match="no example room of this name"):
+            room.read_example(name)
+        assert room.read_example("study").has_cameras
 
     def test_the_examples_have_cameras_that_fit_their_depth(self):
         assert len(room.example_names()) == 3

@@ -63,7 +63,10 @@ class Host:
 
     def show_example(self, words: str, request: gr.Request) -> tuple[Any, ...]:
         """Shows the room that a button names."""
-        return self._show(read_example(words.removeprefix(EXAMPLE)), request)
+        try:
+            return self._show(read_example(words.removeprefix(EXAMPLE)), request)
+        except UploadError as error:
+            raise gr.Error(str(error), duration=10) from error
 
     def _show(self, room: Room, request: gr.Request) -> tuple[Any, ...]:
         """The views of a new session, what is known of its cameras; upload, chat, action, 3D and times emptied."""

@@ -20,7 +20,11 @@ MAX_PIXELS = 50_000_000
 MAX_VIDEO_S = 60.0
 KEPT_SIDE = 1024
 PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv")
+PHOTOGRAPH_FORMATS = ("JPEG", "PNG", "WEBP")
+VIDEO_FORMATS = {".mp4": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska"}
+"""Suffix -> the only reader that is tried: some others, such as those of playlists, open files that a file names."""
+
+VIDEO_SUFFIXES = tuple(VIDEO_FORMATS)
 MILLIMETRES = 1000.0
 EXAMPLES = Path(__file__).with_name("examples")
 
@@ -84,10 +88,12 @@ def read_photograph(path: Path) -> Image.Image:
     if path.suffix.lower() not in PHOTOGRAPH_SUFFIXES:
         raise UploadError(f"{path.name} is no photograph: {', '.join(PHOTOGRAPH_SUFFIXES)} are understood.")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PHOTOGRAPH_FORMATS) as image:
             _check_pixels(path.name, *image.size)
             return _kept(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UploadError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UploadError(f"{path.name} cannot be read as a photograph.") from error
 
 
@@ -98,12 +104,12 @@ def read_video(path: Path) -> list[Image.Image]:
         UploadError: it is none, too long or too large.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), format=VIDEO_FORMATS[path.suffix.lower()]) as container:
             if not container.streams.video:
                 raise UploadError(f"{path.name} holds no pictures.")
             stream = container.streams.video[0]
             _check_pixels(path.name, stream.width, stream.height)
-            seconds = float(container.duration or 0) / av.time_base
+            seconds = float(container.duration or 0) / av.time_base or _last_moment(container, stream)
             if seconds > MAX_VIDEO_S:
                 raise UploadError(f"{path.name} lasts {seconds:.0f} s: {MAX_VIDEO_S:.0f} s at most.")
             frames = _spread_frames(container, stream, seconds)
@@ -115,7 +121,13 @@ def read_video(path: Path) -> list[Image.Image]:
 
 
 def read_example(name: str) -> Room:
-    """One of the rooms that come along, with cameras and depth."""
+    """One of the rooms that come along, with cameras and depth.
+
+    Raises:
+        UploadError: there is none of this name, which a visitor's program may make up.
+    """
+    if name not in example_names():
+        raise UploadError("There is no example room of this name.")
     folder = EXAMPLES / name
     cameras = json.loads((folder / "cameras.json").read_text(encoding="utf-8"))
     count = len(cameras["intrinsics"])
@@ -128,6 +140,13 @@ def read_example(name: str) -> Room:
 def example_names() -> list[str]:
     """Names of the rooms that come along."""
     return sorted(path.parent.name for path in EXAMPLES.glob("*/cameras.json"))
+
+
+def _last_moment(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """Seconds until the last picture, for a file that does not tell its length, as browsers record them."""
+    moments = [packet.pts * packet.time_base for packet in container.demux(stream) if packet.pts is not None]
+    container.seek(0)
+    return float(max(moments, default=0))
 
 
 def _spread_frames(container: av.container.InputContainer, stream: av.VideoStream, seconds: float) -> list[Image.Image]:
