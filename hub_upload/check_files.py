@@ -61,6 +61,7 @@ ALLOWED = {"model": MODEL_FILES, "dataset": DATASET_FILES, "space": SPACE_FILES}
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".dill")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+TEXT_SUFFIXES = (".md", ".py", ".json", ".txt", ".jinja")
 BINARY_SUFFIXES = (".safetensors", ".parquet", ".jpg", ".png")
 TRAINING_STATE = re.compile(r"optimizer|scheduler|rng_state|trainer_state|training_args|global_step|zero_|events\.out")
 
@@ -100,18 +101,31 @@ def check_names(folder: Path, repo_type: str) -> list[str]:
 
 
 def check_texts(folder: Path) -> list[str]:
-    """Secrets and paths of this machine, in every file that is text. A secret is never shown."""
+    """Secrets and paths of this machine, in every text and in the head of weights. A secret is never shown."""
     own = get_token()
     faults = []
     for path in _files(folder):
-        if path.suffix in BINARY_SUFFIXES:
+        content = _text_of(path)
+        if content is None:
             continue
-        name, content = path.relative_to(folder).as_posix(), path.read_bytes()
+        name = path.relative_to(folder).as_posix()
         found = [what for what, pattern in SECRETS.items() if pattern.search(content)]
         if own and own.encode() in content:
             found.append("your own token")
         faults += [f"{name} holds {what}: take it out, and revoke it if it was ever shared" for what in found]
         faults += [f"{name} holds a path of a machine, {place}" for place in _machine_paths(name, content)]
+    return faults
+
+
+def check_encodings(folder: Path) -> list[str]:
+    """Texts that nobody could read as what they are."""
+    faults = []
+    for path in _files(folder):
+        try:
+            if path.suffix in TEXT_SUFFIXES:
+                path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            faults.append(f"{path.relative_to(folder).as_posix()} is not UTF-8 ({error.reason} at byte {error.start})")
     return faults
 
 
@@ -146,6 +160,14 @@ def _is_pickle(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(4).startswith(PICKLE_STARTS)
+
+
+def _text_of(path: Path) -> bytes | None:
+    """What of a file is text: all of it, the head of safetensors (8 bytes tell its length), or nothing."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            return file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size))
+    return None if path.suffix in BINARY_SUFFIXES else path.read_bytes()
 
 
 def _machine_paths(name: str, content: bytes) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +29,9 @@ GIT_ATTRIBUTES = ".gitattributes"
 WAITS_S = (1, 2, 4, 8)
 MAX_WAIT_S = 60
 TRY_AGAIN = (429, 500, 502, 503, 504)
+SIGNATURE = re.compile(r"\?[^\s'\"]+")
+"""The query of an address: that of storage for large files lets whoever has it write there."""
+
 NOTHING_PUBLISHED = "Nothing was published by this"
 
 Result = TypeVar("Result")
@@ -146,8 +150,15 @@ class _Repository:
     def commit(self, folder: Path, staged: Staged, stale: list[str], head: str | None) -> str:
         """Uploads every file and makes one commit of them; nothing shows before that. Returns the commit."""
 
+        def still_there() -> list[str]:
+            if not stale:
+                return []
+            siblings = self.api.repo_info(**self.names).siblings or []
+            found = {each.rfilename for each in siblings}  # not those of a commit that came through without an answer
+            return [name for name in stale if name in found]
+
         def attempt() -> str:
-            operations: list[Any] = [CommitOperationDelete(name) for name in stale]
+            operations: list[Any] = [CommitOperationDelete(name) for name in still_there()]
             operations += [CommitOperationAdd(name, str(folder / name)) for name in sorted(staged.files)]
             message = f"Publish {staged.repo_id} ({staged.fingerprint[:12]})"
             return self.api.create_commit(
@@ -238,7 +249,7 @@ def _asked_wait(failure: HTTPError) -> float | None:
 
 
 def _in_short(status: int | None, failure: HTTPError) -> str:
-    words = str(failure).strip().splitlines()
+    words = SIGNATURE.sub("?…", str(failure)).strip().splitlines()
     return f"{f'status {status}' if status else 'no answer'} ({words[0] if words else type(failure).__name__})"
 
 

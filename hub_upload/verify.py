@@ -22,7 +22,7 @@ from typing import Any
 from .check_card import check_card
 from .check_code import check_code
 from .check_data import check_data
-from .check_files import check_configurations, check_names, check_texts
+from .check_files import check_configurations, check_encodings, check_names, check_texts
 from .check_weights import check_weights
 from .elsewhere import SUPPORTED, install_transformers, prove
 from .record import Staged, clear_verified, hash_files, read_staged, write_verified
@@ -67,6 +67,8 @@ def verify(
 def static_faults(folder: Path, staged: Staged) -> list[str]:
     """Everything that can be seen without loading anything."""
     faults = changed_files(folder, staged) + check_names(folder, staged.repo_type) + check_texts(folder)
+    if unreadable := check_encodings(folder):
+        return faults + unreadable
     faults += check_card(folder, staged.repo_type)
     if staged.repo_type != "model":
         return faults + (check_data(folder, staged.facts["own_data"]) if staged.repo_type == "dataset" else [])

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 
 from evaluation.arguments import parse as parse_evaluation
 from evaluation.conditions import SIGHTED
@@ -88,7 +90,7 @@ def environment(hub: Hub, home: Path, token: str = TOKEN) -> dict[str, str]:
 @pytest.fixture
 def api(hub, monkeypatch, tmp_path):
     """The real client, pointed at the small Hub; waits are not sat out."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import constants
 
     monkeypatch.setattr(push_module, "WAITS_S", (0, 0))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -296,6 +298,35 @@ def test_it_waits_as_long_as_it_says(staged, hub, api, monkeypatch, capsys):
     push(PushSettings(staged, REPO_ID), api())
     assert 7 in waited
     assert "again in 7 s" in capsys.readouterr().err
+
+
+def test_signed_addresses_are_not_shown():
+    """Large files go to storage elsewhere, under addresses that let whoever has them write."""
+    failure = HTTPError("Client error '403 Forbidden' for url 'https://storage.example/a?Signature=mine&b=c'")
+    assert push_module._in_short(403, failure) == (
+        "status 403 (Client error '403 Forbidden' for url 'https://storage.example/a?…')"
+    )
+
+
+@pytest.mark.parametrize("has_theirs", [False, True])
+def test_a_commit_whose_answer_is_lost_is_found_again(has_theirs, staged, hub, api, monkeypatch, tmp_path):
+    if has_theirs:
+        (tmp_path / "theirs.txt").write_text("theirs")
+        api().create_repo(REPO_ID, private=True)
+        api().upload_file(path_or_fileobj=str(tmp_path / "theirs.txt"), path_in_repo="theirs.txt", repo_id=REPO_ID)
+    create, lost = HfApi.create_commit, []
+
+    def create_and_lose(self, *args, **kwargs):
+        made = create(self, *args, **kwargs)
+        if not lost:
+            lost.append(made.oid)
+            raise HTTPError("the connection was closed")
+        return made
+
+    monkeypatch.setattr(HfApi, "create_commit", create_and_lose)
+    published = push(PushSettings(staged, REPO_ID, replace=True), api())
+    assert [published.commit] == lost
+    assert hub.repos[KEY].tags == {published.tag: published.commit}
 
 
 def test_a_repository_that_the_token_does_not_show(staged, hub, api):

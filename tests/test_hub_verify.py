@@ -56,6 +56,11 @@ def plant_optimizer_tensor(folder: Path) -> None:
     save_file({**load_file(path), "optimizer.exp_avg": torch.zeros(2)}, path, metadata={"format": "pt"})
 
 
+def plant_token_in_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "note": PLANTED_TOKEN})
+
+
 def plant_docstring(folder: Path) -> None:
     append(
         folder / "chat_vggt_qwen3.py",
@@ -137,6 +142,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "token in code": (
         lambda f: append(f / "modeling_vggt.py", f'\nTOKEN = "{PLANTED_TOKEN}"\n'),
         "modeling_vggt.py holds a Hugging Face token",
+    ),
+    "token in weights": (plant_token_in_weights, "model.safetensors holds a Hugging Face token"),
+    "card of another encoding": (
+        lambda f: (f / "README.md").write_bytes("---\nlicense: café\n---\n".encode("latin-1")),
+        "README.md is not UTF-8",
+    ),
+    "code of another encoding": (
+        lambda f: (f / "modeling_vggt.py").write_bytes("x = 'é'\n".encode("latin-1")),
+        "modeling_vggt.py is not UTF-8",
     ),
     "private key": (
         lambda f: append(f / "NOTICE", "\n-----BEGIN RSA PRIVATE " + "KEY-----\n"),

@@ -68,7 +68,7 @@ class Guide:
         """Answers a question about a room, or follows an instruction; each reply holds more than the one before.
 
         Raises:
-            QuestionError: an empty or overlong question, or one with control tokens.
+            QuestionError: an empty question, one that is too long, or one with control tokens.
         """
         if len(question) > MAX_QUESTION_CHARS:
             raise QuestionError(f"The question has {len(question)} characters: {MAX_QUESTION_CHARS} at most.")
@@ -114,7 +114,12 @@ class Guide:
         streamer = _Streamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         started = time.perf_counter()
         inputs = self.processor(text=[prompt], scene=scene)
-        room_left = self.model.config.text_config.max_position_embeddings - inputs["input_ids"].shape[1]
+        num_tokens = inputs["input_ids"].shape[1]
+        room_left = self.model.config.text_config.max_position_embeddings - num_tokens
+        if room_left <= 0:
+            raise QuestionError(
+                f"The question takes {num_tokens} tokens, more than the model reads: ask a shorter one."
+            )
         limit = min(ACTION_TOKENS if wants_action else ANSWER_TOKENS, room_left)
         constraint = self.processor.action_constraint(max_new_tokens=limit) if wants_action else None
         options = {"max_new_tokens": limit, "constraint": constraint, "do_sample": False, "fast": True}
