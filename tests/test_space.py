@@ -402,6 +402,7 @@ def served(packages, model, tmp_path_factory) -> Iterator[tuple[str, Path]]:
         finally:
             process.terminate()
             process.wait(20)
+    assert not list(folder.glob("visitors-*"))  # nothing of theirs outlives the page, however it is stopped
 
 
 def _answers(url: str) -> bool:

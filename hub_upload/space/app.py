@@ -9,6 +9,8 @@ import atexit
 import json
 import os
 import re
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +220,7 @@ def main() -> None:
     guide = Guide(model_name())
     visitors = Visitors()
     atexit.register(visitors.close)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which alone would end the process without that
     visitors.sweep_now_and_then()
     os.environ["GRADIO_TEMP_DIR"] = str(visitors.uploads)
     page = build(Host(guide, visitors)).queue(max_size=MAX_WAITING)
