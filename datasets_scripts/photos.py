@@ -4,12 +4,14 @@
     transforms.json (NeRF tools)        beside the photographs or one folder up; OpenGL axes, turned here; needs `scale`
     <name>.pose.txt or <name>.txt       4x4 camera to world, OpenCV axes, metres unless `scale` says otherwise,
       + camera-intrinsics.txt           3x3 or 4x4; also intrinsics.txt, intrinsic.txt, intrinsic_color.txt
+    frame_00000.json of an ARKit app    see arkit_frames.py: metres, upright, nothing to be said
     <name>.depth.png                    (or <name>.png beside a JPEG) depth, 16-bit millimetres, 0 and 65535 = invalid
 
 A photograph is <name>.jpg, .jpeg, .png or .webp, or <name>.color.jpg. Which way is down is never guessed: without
 `gravity` cameras count as unknown, and so do those whose unit of length is.
 """
 
+import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -21,6 +23,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from datasets_scripts.arkit_frames import arkit_frames, is_arkit
+from datasets_scripts.capture import FileCapture, Skips, encode_photograph, read_view
+from datasets_scripts.roomplan import ZUP_FROM_YUP
 from processing.depth_vggt_qwen3 import read_depth
 from processing.geometry_vggt_qwen3 import validate_intrinsics, validate_world_from_cam
 
@@ -90,6 +95,10 @@ def read_photos(
         ValueError: an unreadable photograph or depth map, a camera that is missing, malformed or does not fit, cameras
             that were named but lack `gravity` or `scale`.
     """
+    if cameras is None and isinstance(images, str | Path) and is_arkit(Path(images)):
+        if gravity is not None or scale is not None:
+            raise ValueError(f"{images} has ARKit's cameras, in metres with Y up: leave --gravity and --scale out")
+        return _arkit_views(Path(images), num_views)
     paths = find_photos(images)
     paths = paths if num_views is None else _spread(paths, num_views)
     views = PhotoScene([_stem(path) for path in paths], [_open_photo(path) for path in paths])
@@ -205,7 +214,8 @@ def _is_photo(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES or path.name.startswith(".") or path.stem.endswith(".depth") or not path.is_file():
         return False
-    is_depth = suffix == ".png" and any(path.with_suffix(jpeg).is_file() for jpeg in JPEG_SUFFIXES)
+    photographs = (path, path.with_name(re.sub(r"^(depth|conf)_", "frame_", path.name)))  # the second is ARKit's
+    is_depth = suffix == ".png" and any(p.with_suffix(jpeg).is_file() for p in photographs for jpeg in JPEG_SUFFIXES)
     return not is_depth
 
 
@@ -226,11 +236,11 @@ def _natural_key(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
 
 
-def _spread(paths: list[Path], count: int) -> list[Path]:
+def _spread(views: list[Any], count: int) -> list[Any]:
     if count < 1:
         raise ValueError(f"num_views is {count}; at least one view must be shown")
-    count = min(count, len(paths))
-    return [paths[i * len(paths) // count] for i in range(count)]
+    count = min(count, len(views))
+    return [views[i * len(views) // count] for i in range(count)]
 
 
 # -------------------------------------------------------------------------------------------------------------- cameras
@@ -241,6 +251,30 @@ def _existing(cameras: str | Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"no cameras {path}; wanted {TRANSFORMS_NAME} or a folder of pose text files")
     return path / TRANSFORMS_NAME if (path / TRANSFORMS_NAME).is_file() else path
+
+
+def _arkit_views(folder: Path, num_views: int | None) -> PhotoScene:
+    skips = Skips()
+    frames, paths = arkit_frames(folder, skips)
+    chosen = _spread(list(zip(frames, paths)), len(frames) if num_views is None else num_views)
+    frames, paths = ([pair[part] for pair in chosen] for part in (0, 1))
+    capture = FileCapture(
+        scene_id=folder.name, room_id=folder.name, source="arkit", frames=frames, skips=skips, paths=paths
+    )
+    views = [read_view(capture, index) for index in range(len(frames))]
+    upright = [
+        encode_photograph(photograph, frame.quarter_turns, 0, capture.place(index))[0]
+        for index, (frame, (photograph, _)) in enumerate(zip(frames, views))
+    ]
+    return PhotoScene(
+        [frame.frame_id for frame in frames],
+        [Image.open(io.BytesIO(jpeg)) for jpeg in upright],
+        intrinsics=np.stack([frame.intrinsics for frame in frames]),
+        world_from_cam=np.stack([frame.world_from_cam for frame in frames]),
+        depth=None if views[0][1] is None else [depth.astype(np.float32) / 1000 for _, depth in views],
+        world_from_source=ZUP_FROM_YUP,
+        notes=tuple(f"{count} left out: {reason}" for reason, count in sorted(skips.counts.items())),
+    )
 
 
 def _unknown_frame(source: Path, gravity: ArrayLike | None, scale: float | None) -> str:

@@ -162,6 +162,20 @@ for axis, view, k, matrix in zip(axes, shown.images, shown.intrinsics, shown.wor
 plt.show()
 
 # %% [markdown]
+# ## ARKit without RoomPlan
+#
+# `frames` alone will do to place an anchor: ARKit states metres and which way is up, so nothing has to be said.
+
+# %%
+session = read_photos(next(Path(CAPTURE).glob("*/frames")), num_views=8)
+cameras = {"intrinsics": [session.intrinsics], "world_from_cam": [session.world_from_cam], "depth": [session.depth]}
+seen = look(session.images, **cameras)
+question = "Place an anchor on the door."
+text = ask(seen, len(session.images), question, task="actions", max_new_tokens=200, constraint=constraint)
+(placed,) = processor.decode_actions([text], seen.world_from_ref, ["my-session"])
+print("without RoomPlan:", json.dumps(placed["action"]) if placed["action"] else placed["error"])
+
+# %% [markdown]
 # ## Back to RoomPlan
 #
 # Anchors become RoomPlan-style JSON (Y up, column-major transforms), for any tool that reads RoomPlan's own.

@@ -58,6 +58,7 @@ def test_own_scan(model, rooms, tmp_path):
     assert f"What colour is the fridge?               {ANSWER}\n" in printed
     assert "scenes: 1 train" in printed
     assert '"action": "place_anchor"' in printed
+    assert 'without RoomPlan: {"action": "place_anchor", "scene": "my-session"' in printed
     assert "'objects': 1" in printed
     assert len(pictures) == 2
 

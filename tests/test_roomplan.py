@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets_scripts.arkit_frames import ARKIT_FROM_CV_CAM
 from datasets_scripts.boxes import box_corners
 from datasets_scripts.capture import Skips, SourceError
+from datasets_scripts.photos import find_photos, read_photos
 from datasets_scripts.planes import find_planes, open_planes
 from datasets_scripts.roomplan import (
     ZUP_FROM_YUP,
@@ -21,7 +23,7 @@ from datasets_scripts.roomplan import (
     words_of,
     write_roomplan,
 )
-from datasets_scripts.roomplan_capture import ARKIT_FROM_CV_CAM, find_roomplan, open_roomplan
+from datasets_scripts.roomplan_capture import find_roomplan, open_roomplan
 from processing.action_vggt_qwen3 import action_from_targets, action_to_world
 from processing.geometry_vggt_qwen3 import invert_rigid, ref_from_world
 from tests.layouts import Truth, back_project, millimetres, room_truth, write_image
@@ -159,6 +161,29 @@ def test_a_capture_with_photographs_is_a_scene(tmp_path: Path, truth: Truth, tur
         assert frame.quarter_turns == turns
         points = back_project(capture.depth_mm(index) / 1000, frame.intrinsics, frame.world_from_cam)
         assert np.abs(points - truth.points(index)).max() < 1e-3
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+def test_a_session_without_roomplan_is_read_as_photographs_with_cameras(
+    tmp_path: Path, truth: Truth, turns: int
+) -> None:
+    frames = write_capture(tmp_path, truth, turns=turns) / "frames"
+    scene = read_photos(frames, num_views=2)
+    assert len(scene.images) == 2 and scene.images[0].size == (truth.images[0].shape[1], truth.images[0].shape[0])
+    views = [int(name) for name in scene.frame_ids]
+    for index, view in enumerate(views):
+        assert np.abs(np.asarray(scene.images[index], float) - truth.images[view]).mean() < 12
+        points = back_project(scene.depth[index], scene.intrinsics[index], scene.world_from_cam[index])
+        assert np.abs(points - truth.points(view)).max() < 1e-3
+    assert len(find_photos(frames)) == len(truth), "depth maps are no photographs"
+    with pytest.raises(ValueError, match=r"metres with Y up.*leave --gravity and --scale out"):
+        read_photos(frames, gravity=(0, 0, -1))
+    for path in frames.glob("depth_*.png"):
+        path.unlink()
+    (frames / "frame_00000.json").write_text('{"cameraPoseARFrame": []}')
+    scene = read_photos(frames)
+    assert len(scene.images) == len(truth) - 1 and scene.depth is None
+    assert scene.notes == ("1 left out: camera unreadable",)
 
 
 def test_an_export_without_photographs_says_what_it_is_good_for(tmp_path: Path) -> None:
