@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
-from .record import Staged, read_verified
+from .elsewhere import SUPPORTED
+from .record import Staged, read_staged, read_verified, unproved
 
 GIT_ATTRIBUTES = ".gitattributes"
 WAITS_S = (1, 2, 4, 8)
@@ -276,7 +277,14 @@ def main(argv: list[str] | None = None) -> Published:
     parser.add_argument("--public", action="store_true", help="for everybody to see; by default private")
     parser.add_argument("--tag", help="name of this revision; by default the fingerprint of its files")
     parser.add_argument("--replace", action="store_true", help="remove files that the repository holds besides")
-    published = push(PushSettings(**vars(parser.parse_args(argv))))
+    settings = PushSettings(**vars(parser.parse_args(argv)))
+    published = push(settings)
+    if read_staged(settings.folder).repo_type == "model" and (missing := unproved(settings.folder, SUPPORTED)):
+        print(
+            f"note: not verified under transformers {', '.join(missing)}; `python -m hub_upload.verify "
+            f"{settings.folder}` without --installed-only does it",
+            file=sys.stderr,
+        )
     print(published.url if published.is_new else f"{published.url} (it was there already)")
     return published
 

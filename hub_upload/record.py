@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,13 @@ def read_staged(folder: Path) -> Staged:
 def write_verified(folder: Path, staged: Staged, versions: list[dict[str, str]]) -> None:
     """Writes that the folder, as it is now, was verified under these versions of the libraries."""
     _write_json(record_folder(folder) / VERIFIED, {"fingerprint": staged.fingerprint, "versions": versions})
+
+
+def unproved(folder: Path, wanted: Sequence[str]) -> list[str]:
+    """Which of these versions of transformers a verified folder was not loaded under."""
+    verified = json.loads((record_folder(folder) / VERIFIED).read_text(encoding="utf-8"))
+    proved = {versions.get("transformers") for versions in verified["versions"]}
+    return [version for version in wanted if version not in proved]
 
 
 def clear_verified(folder: Path) -> None:

@@ -310,8 +310,23 @@ def test_fewer_bits_with_what_pip_fetches():
     assert "2 passed" in result.stdout, result.stdout
 
 
+PROOFS = {
+    "AutoModel": "test_auto_classes.py",
+    "pipeline(": TestPipeline,
+    "apply_chat_template": TestChatTemplate,
+    "TextStreamer": TestStreamers,
+    "dtype=": TestDtype,
+    "device_map": TestDevices,
+    "BitsAndBytesConfig": test_fewer_bits,
+    "peft": TestAdapters,
+}
+
+
 def test_the_readme_names_every_convention():
-    """Its table and these tests go together."""
-    readme = (REPOSITORY / "README.md").read_text()
-    for words in ("pipeline(", "apply_chat_template", "Streamer", "dtype", "device_map", "BitsAndBytesConfig", "peft"):
-        assert words in readme
+    """Its table and these tests go together, line by line."""
+    section = (REPOSITORY / "README.md").read_text().split("## Like any model on the Hub\n")[1].split("\n## ")[0]
+    lines = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(lines) == len(PROOFS)
+    for line, (name, proof) in zip(lines, PROOFS.items()):
+        assert name in line
+        assert not isinstance(proof, str) or (REPOSITORY / "tests" / proof).is_file()

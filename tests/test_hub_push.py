@@ -417,6 +417,7 @@ def test_staged_verified_pushed_and_loaded_it_answers_as_eval_does(evaluated, ro
         result = run_module("-m", f"hub_upload.{command[0]}", *command[1:], **environment(hub, tmp_path))
         assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"{hub.url}/{REPO_ID}/tree/staged-")
+    assert "note: not verified under transformers 5." in result.stderr  # the one that is not installed
 
     rows = [json.loads(line) for line in (evaluated / "eval" / "predictions.jsonl").read_text().splitlines()]
     write_questions(tmp_path, rooms, rows)
