@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 import train
 from tests.conftest import REPOSITORY
 from tests.fake import small_config
+from tests.training_runs import TORCHRUN
 from training import features
 from training.arguments import CONFIGS, parse_arguments
 from training.assembly import build_model
@@ -174,10 +174,9 @@ def test_int8_pooled_and_with_views_dropped(small_json, rooms, tmp_path):
 
 def test_two_processes_share_the_work(cache, small_json, rooms, tmp_path):
     command = argv(small_json, rooms, tmp_path / "cache", tmp_path / "run", max_train_samples=30)
-    program = str(Path(sys.executable).parent / "torchrun")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(
-        [program, "--nproc_per_node", "2", "--standalone", "-m", "training.features", *command],
+        [*TORCHRUN, "--nproc_per_node", "2", "--standalone", "-m", "training.features", *command],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]

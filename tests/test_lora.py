@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from transformers import AutoModel
 
 import train
 from evaluation.checkpoint import load_checkpoint
-from tests.training_runs import free_port, losses, run, settings
+from tests.training_runs import TORCHRUN, free_port, losses, run, settings
 from training import merge
 from training.arguments import CONFIGS
 from training.assembly import load_model
@@ -85,7 +84,7 @@ def test_a_run_with_adapters_resumes_and_is_a_start_for_the_next(trained, start,
 
 @pytest.mark.slow
 def test_adapters_under_zero3(start, rooms, tmp_path):
-    command = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "train.py"]
+    command = [*TORCHRUN, "--nproc_per_node", "2", "train.py"]
     argv = settings(str(start), rooms, tmp_path / "run", **{**LORA, "per_device_train_batch_size": 4})
     argv += ["--deepspeed", "ds_zero3.json", "--resume_from_checkpoint", "latest"]
     for steps in ("4", "6"):

@@ -22,7 +22,7 @@ from torch.utils.data import get_worker_info
 
 import train
 from tests.conftest import REPOSITORY
-from tests.training_runs import free_port, losses, run, settings
+from tests.training_runs import TORCHRUN, free_port, losses, run, settings
 from training.checkpoints import (
     MARKER,
     STAGING,
@@ -144,7 +144,7 @@ def test_a_signal_to_all_its_processes_saves_the_step_and_the_run_goes_on(small_
 def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(small_json, rooms, tmp_path):
     options = {"max_steps": 40, "num_views": 1, "save_steps": 1000, "resume_from_checkpoint": "latest"}
     argv = settings(small_json, rooms, tmp_path / "run", **options)
-    command = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "train.py", "--use_cpu", "true"]
+    command = [*TORCHRUN, "--nproc_per_node", "2", "train.py", "--use_cpu", "true"]
     with (tmp_path / "log").open("w") as log:
         launcher = subprocess.Popen(
             [*command, *argv],
@@ -169,7 +169,7 @@ def test_a_run_of_two_processes_goes_on_with_one(small_json, rooms, tmp_path):
     """Twice the accumulation keeps the samples of a step, and so the steps."""
     options = {"max_steps": 4, "save_steps": 2, "use_cpu": True, "resume_from_checkpoint": "latest"}
     two = settings(small_json, rooms, tmp_path / "run", **options, per_device_train_batch_size=4)
-    command = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "train.py"]
+    command = [*TORCHRUN, "--nproc_per_node", "2", "train.py"]
     first = run([*command, *two, "--max_steps", "2", "--lr_scheduler_type", "constant"], MASTER_PORT=str(free_port()))
     assert first.returncode == 0, first.stderr[-3000:]
     train.main([*two, "--gradient_accumulation_steps", "2", "--lr_scheduler_type", "constant"])

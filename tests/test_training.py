@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 
 import train
 from tests.fake import small_config
-from tests.training_runs import free_port, losses, run, settings
+from tests.training_runs import TORCHRUN, free_port, losses, run, settings
 from training.arguments import CONFIGS, known_keys, parse_arguments, read_yaml
 from training.assembly import load_model
 from training.checkpoints import CheckpointError, drop_later, find_checkpoint
@@ -175,9 +174,10 @@ def test_a_checkpoint_holds_everything(small_json, rooms, tmp_path):
     } <= names  # fmt: skip
 
 
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
 LAUNCHES = {
-    "ddp": ["torchrun", "--nproc_per_node", "2", "train.py", "--use_cpu", "true"],
-    "zero3": ["torchrun", "--nproc_per_node", "2", "train.py", "--deepspeed", "ds_zero3.json"],
+    "ddp": ["--nproc_per_node", "2", "train.py", "--use_cpu", "true"],
+    "zero3": ["--nproc_per_node", "2", "train.py", "--deepspeed", "ds_zero3.json"],
 }
 
 
@@ -187,8 +187,7 @@ def test_two_processes_train_save_and_resume(how, small_json, rooms, tmp_path):
 
     Then one process goes on from the checkpoint of two.
     """
-    program, *words = LAUNCHES[how]
-    command = [str(Path(sys.executable).parent / program), *words]
+    command = [*TORCHRUN, *LAUNCHES[how]]
     argv = settings(small_json, rooms, tmp_path, max_steps=4, geometry_dropout=0.5, per_device_train_batch_size=4)
     answering = {"eval_strategy": "steps", "eval_steps": 4, "max_eval_samples": 8, "eval_max_new_tokens": 4}
     answering |= {"eval_generate_samples": 5, "per_device_eval_batch_size": 2}  # so that one rank has fewer to answer
@@ -248,9 +247,8 @@ def test_states_that_cannot_be_joined_name_the_ways_out(tmp_path):
 
 
 def test_the_command_of_the_readme_works_on_one_process(small_json, rooms, tmp_path):
-    program = str(Path(sys.executable).parent / "accelerate")
     argv = settings(small_json, rooms, tmp_path, max_steps=1, save_strategy="no")
-    result = run([program, "launch", "train.py", "--deepspeed", "ds_zero3.json", *argv])
+    result = run([*ACCELERATE, "launch", "train.py", "--deepspeed", "ds_zero3.json", *argv])
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "model.safetensors").is_file()
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
 from training.launch import _free_port as free_port
 
-__all__ = ["free_port", "losses", "run", "settings"]
+__all__ = ["TORCHRUN", "free_port", "losses", "run", "settings"]
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+"""As `torchrun`, of which an environment on top of another has none of its own."""
 
 
 def settings(small_json: str, rooms: Path, output: Path, **options: object) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import PartialState
 from transformers import HfArgumentParser, TrainingArguments
@@ -225,6 +226,12 @@ class SceneTrainingArguments(TrainingArguments):
             self.accelerator_config = {"use_configured_state": True}  # the state that prepare_process made
         self._refuse_bypassed()
         super().__post_init__()
+
+    @property
+    def device(self) -> torch.device:
+        """See the library; a CPU has no number, with which transformers 5.17 cannot resume several processes."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
     def step_conditions(self) -> dict[str, int]:
         """What a run that resumes must agree with, see `checkpoints.check_resumable`; zero_stage 0 = no DeepSpeed."""
