@@ -34,9 +34,9 @@ Paths = tuple[Path, Path | None, Path | None]
 
 
 def is_arkit(folder: Path) -> bool:
-    """Whether the first of the folder's numbered photographs has an ARKit camera beside it."""
-    first = min(folder.glob("frame_*.jpg"), default=None)
-    return first is not None and first.with_suffix(".json").is_file() and POSE in first.with_suffix(".json").read_text()
+    """Whether any of the folder's numbered photographs has an ARKit camera beside it."""
+    records = (photograph.with_suffix(".json") for photograph in sorted(folder.glob("frame_*.jpg")))
+    return any(record.is_file() and POSE in record.read_text("utf-8", "replace") for record in records)
 
 
 def arkit_frames(folder: Path, skips: Skips) -> tuple[list[Frame], list[Paths]]:

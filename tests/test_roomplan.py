@@ -180,10 +180,11 @@ def test_a_session_without_roomplan_is_read_as_photographs_with_cameras(
         read_photos(frames, gravity=(0, 0, -1))
     for path in frames.glob("depth_*.png"):
         path.unlink()
-    (frames / "frame_00000.json").write_text('{"cameraPoseARFrame": []}')
-    scene = read_photos(frames)
-    assert len(scene.images) == len(truth) - 1 and scene.depth is None
-    assert scene.notes == ("1 left out: camera unreadable",)
+    for damaged in (b'{"cameraPoseARFrame": []}', b"\xff"):
+        (frames / "frame_00000.json").write_bytes(damaged)
+        scene = read_photos(frames)
+        assert len(scene.images) == len(truth) - 1 and scene.depth is None
+        assert scene.notes == ("1 left out: camera unreadable",)
 
 
 def test_an_export_without_photographs_says_what_it_is_good_for(tmp_path: Path) -> None:
