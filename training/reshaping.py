@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def join_states(checkpoint: Path) -> None:
         return
     parts = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
     whole = checkpoint / f"{parts.name}_universal"
-    part = checkpoint / f".universal-{os.getpid()}.part"
+    part = checkpoint / f".universal-{socket.gethostname()}-{os.getpid()}.part"
     logger.info("%s: the optimizer's states are put together for another number of processes", checkpoint)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(parts), "--output_folder", str(part)]
@@ -53,10 +54,18 @@ def join_states(checkpoint: Path) -> None:
                 f"{read_marker(checkpoint)['world_size']} processes, or begin a new run from its weights alone by "
                 f"--model {checkpoint} with another --output_dir"
             )
-        if not whole.exists():
-            part.rename(whole)
+        _take_name(part, whole)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    latest = checkpoint / f"{LATEST}.part"
+    latest = part.with_suffix(".latest")
     latest.write_text(whole.name, encoding="utf-8")
     latest.replace(checkpoint / LATEST)
+
+
+def _take_name(part: Path, whole: Path) -> None:
+    """Renames a folder, unless another node was first."""
+    try:
+        part.rename(whole)
+    except OSError:
+        if not whole.is_dir():
+            raise
