@@ -32,6 +32,7 @@ FULL, TINY = "configs/models/vggt-1b-qwen3-4b.json", "configs/models/tiny.json"
 TINY_TOKENIZER = "configs/tokenizer-tiny"
 VARIANTS = ("plain", "static", "fast", "compiled", "int8")
 SHORT_ANSWER = 10
+MOST_VIEWS = 16
 LABELS = (
     "armchair",
     "bed",
@@ -238,6 +239,24 @@ def compare_tokens(bench: Bench, variant: str, wanted: Reference) -> dict[str, A
     }
 
 
+def watch_memory(bench: Bench, count: int) -> dict[str, Any]:
+    """What is held on the device after one answer about each number of views, and after `count` more."""
+
+    def answer(number: int) -> None:
+        bench.generate(bench.inputs(bench.photographs(1 + number % MOST_VIEWS), 1), 3, {"fast": True})
+
+    def state() -> dict[str, Any]:
+        held = torch.cuda.memory_allocated() / 1e9 if bench.on_gpu else None
+        return {"held_gb": held, "captured_graphs": bench.model._decoder.num_captured if bench.model._decoder else 0}
+
+    for number in range(2 * MOST_VIEWS):
+        answer(number)
+    before = state()
+    for number in range(count):
+        answer(number)
+    return {"generations": count, "before": before, "after": state()}
+
+
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Time to the first token over views, and tokens a second over the batch: a colour a variant."""
     import matplotlib as mpl  # a development requirement: the figures themselves need it not
@@ -285,6 +304,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--actions", action="store_true", help="also constrained actions (needs llguidance)")
     parser.add_argument("--check", action="store_true", help="also count answers that differ from the plain loop's")
+    parser.add_argument("--generations", type=int, help="also the memory after so many answers, by the last variant")
     options = parser.parse_args(arguments)
     options.variants = options.variants.split(",")
     unknown = set(options.variants) - set(VARIANTS)
@@ -312,6 +332,9 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     machine = describe_machine(argparse.Namespace(device=bench.model.device))
     result = {"machine": machine, "settings": settings, "rows": rows, "differences": checks}
+    if options.generations:
+        result["memory"] = watch_memory(bench, options.generations)
+        print(json.dumps(result["memory"]), flush=True)
     if bench.model._decoder is not None:
         result["captured_graphs"] = bench.model._decoder.num_captured
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import infer_auto_device_map
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from accelerate.hooks import attach_execution_device_hook
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, TextIteratorStreamer, TextStreamer, pipeline
@@ -228,11 +228,11 @@ class TestDevices:
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: parts on two devices")
     @pytest.mark.parametrize("part", ["vision_model", "resampler", "geometry_tokens", "language_model"])
     def test_each_part_may_lie_on_another_device(self, part, checkpoint, model, batch):
-        spread = load(checkpoint).to("cuda")
-        module = getattr(spread.model, part).to("cpu")
-        add_hook_to_module(module, AlignDevicesHook(execution_device="cpu"))
-        if part == "language_model":
-            spread.lm_head.to("cpu")
+        spread = load(checkpoint)
+        places = dict.fromkeys((name for name, _ in spread.model.named_children()), "cuda") | {part: "cpu"}
+        for name, device in places.items():
+            attach_execution_device_hook(getattr(spread.model, name).to(device), device)
+        attach_execution_device_hook(spread.lm_head.to(places["language_model"]), places["language_model"])
         given = {key: value.to("cuda") for key, value in batch.items()}
         assert torch.allclose(spread(**given).logits.cpu(), model(**batch.to("cpu")).logits, atol=1e-3)
 
