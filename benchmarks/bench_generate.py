@@ -170,13 +170,14 @@ def time_action(bench: Bench, views: Sequence[np.ndarray], batch: int, options: 
 def build(options: argparse.Namespace) -> Bench:
     """The model of random weights, made on its device."""
     torch.manual_seed(0)
-    with torch.device(options.device):
-        kept = torch.get_default_dtype()
-        torch.set_default_dtype(getattr(torch, options.dtype))
-        try:
-            model, processor = load_model(options.config, options.tokenizer, image_size=options.image_size)
-        finally:
-            torch.set_default_dtype(kept)
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, options.dtype))
+    try:
+        model, processor = load_model(
+            options.config, options.tokenizer, image_size=options.image_size, device=options.device
+        )
+    finally:
+        torch.set_default_dtype(kept)
     return Bench(model.eval(), processor, options.repeats, options.warmup, options.long_answer)
 
 
