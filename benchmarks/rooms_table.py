@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from datasets_scripts.schema import read_manifest
 from training.arguments import CONFIGS, read_yaml
@@ -46,7 +47,7 @@ from .rooms_rows import ROWS, TableRow, parse_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENIZER = str(CONFIGS / "tokenizer-tiny")
-ON_CPU = {"prepare_data": "cpu", "use_cpu": True, "bf16": False, "compile_parts": []}
+ON_CPU = {"prepare_data": "cpu", "use_cpu": True, "bf16": False, "compile_parts": [], "cuda_graphs": False}
 PLACES = ("dataset", "output_dir", "prepared_dir", "model", "vision_checkpoint")
 """Settings that say where things lie, not what they are."""
 ANSWER_TOKENS = {"rooms_qa": 16, "rooms_actions": 512}
@@ -332,12 +333,12 @@ def run_table(args: argparse.Namespace, words: Sequence[str]) -> bool:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: clock.told.set())
     runner = Runner(clock, max(1, len(os.sched_getaffinity(0)) // (2 * args.jobs)))
-    machine, lock = describe_machine(), threading.Lock()
+    machine = describe_machine()
     prepare_data(plan)
 
     def finish(model: Model) -> None:
         model.run(runner)
-        with lock:
+        with FileLock(plan.folder / "results.lock"):  # another command may train other rows in the same folder
             entry = result_of(model, machine, shlex.join(words))
             write_figures(args.output, merged(args.output, entry))
             print(f"{time.strftime('%H:%M:%S')} {model.folder.name}: in {args.output}", flush=True)

@@ -158,10 +158,11 @@ def _run_in_pool(
     source: Source, missing: dict[int, Any], partial: Path, bar: tqdm, num_proc: int
 ) -> dict[int, ChunkResult]:
     context = multiprocessing.get_context("forkserver")  # torch's threads do not survive a fork of this process
-    # Where the workers will use a GPU the server must not import anything: a library may begin CUDA as it is imported,
-    # and a fork cannot go on with it.
+    # Where the workers will use a GPU the server imports torch alone: other libraries may begin CUDA as they are
+    # imported, and a fork cannot go on with it.
     on_gpu = getattr(source, "device", "cpu") != "cpu"
-    context.set_forkserver_preload([] if on_gpu else ["datasets_scripts.rooms.source", "datasets_scripts.sources"])
+    preloaded = ["torch"] if on_gpu else ["datasets_scripts.rooms.source", "datasets_scripts.sources"]
+    context.set_forkserver_preload(preloaded)
     done = context.Value("q", bar.n)
     results = {}
     pool = ProcessPoolExecutor(min(num_proc, max(len(missing), 1)), context, _start_worker, (done,))

@@ -20,7 +20,7 @@ from datasets_scripts.schema import file_sha256
 
 _MIN_CHUNK = 16  # rooms
 _MAX_CHUNKS = 256
-_BATCH = {"cpu": 4, "cuda": 16}  # rooms rendered together; several processes share a GPU
+_BATCH = {"cpu": 4, "cuda": 64}  # rooms rendered together; several processes share a GPU and wait for its launches
 _JPEG_QUALITY = 90
 
 
