@@ -15,6 +15,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, PerceiverConfig, VggtConfig
+from .modeling_vggt import once_per_key
 
 LONGEST_WAVELENGTH_M = 32.0
 GEOMETRY_TOKEN_FEATURES = 9 + 3 + 9 + 16
@@ -151,6 +152,11 @@ class PointEmbedding(nn.Module):
         return torch.where(mask.unsqueeze(-1), self.proj(features).to(self.missing.dtype), self.missing)
 
 
+@once_per_key
+def _pixels_a_unit(width: int, height: int, device: torch.device) -> torch.Tensor:
+    return torch.tensor([[width], [height], [1.0]], dtype=torch.float32, device=device)
+
+
 class GeometryTokens(nn.Module):
     """One token a view from its camera and its depth histogram (37 numbers)."""
 
@@ -162,7 +168,7 @@ class GeometryTokens(nn.Module):
     def forward(self, geometry: SceneGeometry) -> torch.Tensor:
         """Returns [S, V, dim]; meaningless where the cameras are unknown."""
         height, width = geometry.image_size
-        size = geometry.intrinsics.new_tensor([width, height, 1.0]).unsqueeze(-1)
+        size = _pixels_a_unit(width, height, geometry.intrinsics.device)
         features = torch.cat(
             (
                 geometry.ref_from_cam[..., :3, :3].flatten(-2),

@@ -69,7 +69,7 @@ class RayDecoder(nn.Module):
             rays = layer(rays, latents.to(rays.dtype))
         log_depth, classes, colors, boxes = self.out(self.norm(rays)).float().split(self.sizes, dim=-1)
         depth = targets["depth"].clamp_min(1e-3).log()
-        losses = {"geometry_consistency": _masked_mean((log_depth[..., 0] - depth).abs(), targets["depth_mask"])}
+        losses = {"geometry_consistency": masked_mean((log_depth[..., 0] - depth).abs(), targets["depth_mask"])}
         if self.sizes[1]:
             losses |= label_losses(classes, colors, boxes, targets)
         return losses
@@ -87,22 +87,26 @@ def label_losses(
 
     classes, colors: logits [..., C]; boxes [..., 8]; targets as in `RayDecoder.forward`.
     """
-    box = F.smooth_l1_loss(boxes, targets["boxes"], reduction="none", beta=0.1).mean(-1)
     return {
         "class": _cross_entropy(classes, targets["classes"]),
         "color": _cross_entropy(colors, targets["colors"]),
-        "box": _masked_mean(box, targets["boxes_mask"]),
+        "box": masked_mean(smooth_l1(boxes, targets["boxes"]), targets["boxes_mask"]),
     }
+
+
+def smooth_l1(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """[..., C] in metres -> [...], the mean of C errors, each a square below 0.1."""
+    return F.smooth_l1_loss(found, wanted, reduction="none", beta=0.1).mean(-1)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=UNKNOWN, reduction="none")
-    return _masked_mean(losses, labels.flatten() != UNKNOWN)
+    return masked_mean(losses, labels.flatten() != UNKNOWN)
 
 
-def _masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean where the mask is True; 0 with a graph where it is nowhere, without a look at the values."""
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp_min(1)
 
 
-__all__ = ["RayDecoder", "label_losses"]
+__all__ = ["RayDecoder", "label_losses", "masked_mean", "smooth_l1"]

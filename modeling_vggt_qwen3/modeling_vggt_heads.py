@@ -25,7 +25,7 @@ POSE_DIM = 9
 CAMERA_NORM_EPS = 1e-6
 DPT_OUTPUT_CHANNELS = 32
 UV_EMBEDDING_WEIGHT = 0.1
-VIEWS_AT_ONCE = 8
+PIXELS_AT_ONCE = 8 * 518 * 518
 """The dense heads work on full-size maps; more views at once would only cost memory."""
 
 
@@ -256,7 +256,8 @@ class VggtDPTHead(nn.Module):
 
     def forward(self, layers: Sequence[torch.Tensor], image_size: tuple[int, int]) -> torch.Tensor:
         """Patch tokens [N, P, 2C] of four layers -> raw values and confidence, float32 [N, H, W, output_dim + 1]."""
-        parts = zip(*(tokens.split(VIEWS_AT_ONCE) for tokens in layers))
+        at_once = max(1, PIXELS_AT_ONCE // (image_size[0] * image_size[1]))
+        parts = zip(*(tokens.split(at_once) for tokens in layers))
         return torch.cat([self._predict(part, image_size) for part in parts])
 
     def _predict(self, layers: Sequence[torch.Tensor], image_size: tuple[int, int]) -> torch.Tensor:

@@ -20,7 +20,7 @@ from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtQwen3Config
 from .generation_vggt_qwen3 import GEOMETRY_KEYS, SCENE_KEYS, SceneGenerationMixin, count_mismatch
 from .loading_vggt_qwen3 import StrictLoadingMixin
 from .modeling_perceiver import GeometryTokens, PerceiverResampler, PointEmbedding, SceneGeometry, pool_patches
-from .modeling_vggt import VggtModel
+from .modeling_vggt import VggtModel, once_per_key
 
 IGNORE_INDEX = -100
 PACKING_BACKENDS = ("sdpa", "eager")
@@ -230,10 +230,10 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             _check_counts(placeholders.sum(1), torch.zeros_like(placeholders[:, 0]))
             return embeds
         scene_index = self._check_scene_index(scene_index, len(input_ids), len(visual.mask), embeds.device)
-        mask = visual.mask.to(embeds.device)[scene_index]
-        _check_counts(placeholders.sum(1), mask.sum(1))
-        tokens = visual.pooler_output.to(embeds)[scene_index][mask]  # rows in order, as the placeholders are
-        return embeds.masked_scatter(placeholders.unsqueeze(-1), tokens)
+        mask = visual.mask.to(embeds.device)
+        _check_counts(placeholders.sum(1), mask.sum(1)[scene_index])
+        found = _visual_tokens(visual.pooler_output.to(embeds), mask, scene_index, placeholders)
+        return torch.where(placeholders.unsqueeze(-1), found, embeds)
 
     @staticmethod
     def _check_scene_index(
@@ -383,6 +383,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
         labels: torch.Tensor | None = None,
         task_ids: torch.Tensor | None = None,
         token_weights: torch.Tensor | None = None,
+        answer_positions: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         use_cache: bool | None = None,
@@ -391,7 +392,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
         """Batch table -> loss and logits.
 
         Args:
-            labels, task_ids, token_weights: [B, T]; see `answer_loss`.
+            labels, task_ids, token_weights: [B, T]; answer_positions: [K]; see `answer_loss`.
             num_items_in_batch: float [tasks], the weight of each task's answer tokens over the whole optimizer step;
                 None = over this batch.
             world_from_ref: only serves decoding; accepted so that a whole batch can be passed on.
@@ -427,7 +428,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
         hidden = outputs.last_hidden_state
         loss = None
         if labels is not None:
-            loss = self.answer_loss(hidden, labels, task_ids, token_weights, num_items_in_batch)
+            loss = self.answer_loss(hidden, labels, task_ids, token_weights, num_items_in_batch, answer_positions)
         auxiliary = None
         if ray_targets is not None and loss is not None:
             auxiliary, addend = self._ray_losses(outputs.image_hidden_states, ray_targets)
@@ -467,6 +468,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
         task_ids: torch.Tensor | None = None,
         token_weights: torch.Tensor | None = None,
         denominators: torch.Tensor | None = None,
+        answer_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Sum over tasks of λ_task · (Σ w·cross-entropy / Σ w); logits only where there is a label.
 
@@ -476,20 +478,31 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
             task_ids: int64 [B, T] into `config.task_names`; None = one task of weight 1.
             token_weights: float32 [B, T]; None = 1 everywhere.
             denominators: float [tasks], Σ w of each task over all micro-batches and ranks; None = this batch alone.
+            answer_positions: int64 [K], where `labels[:, 1:].flatten()` holds labels, and anywhere else to fill up;
+                None = look for them, which waits for the device.
 
         Returns:
             float32 scalar; 0 with a graph where no token is labelled.
         """
         num_tasks = len(self.config.task_names)
-        labelled = labels[:, 1:] != IGNORE_INDEX
-        logits = self.lm_head(hidden[:, :-1][labelled]).float()
-        losses = F.cross_entropy(logits, labels[:, 1:][labelled], reduction="none")
-        weights = torch.ones_like(losses) if token_weights is None else token_weights[:, 1:][labelled]
+        if answer_positions is None:
+            answer_positions = (labels[:, 1:] != IGNORE_INDEX).flatten().nonzero().squeeze(-1)
+
+        def at_labels(values: torch.Tensor) -> torch.Tensor:
+            return values.flatten(0, 1).index_select(0, answer_positions)
+
+        found = at_labels(labels[:, 1:])
+        logits = self.lm_head(at_labels(hidden[:, :-1])).float()
+        losses = F.cross_entropy(logits, found, reduction="none", ignore_index=IGNORE_INDEX)
+        weights = (found != IGNORE_INDEX).to(losses.dtype)
+        if token_weights is not None:
+            weights = weights * at_labels(token_weights[:, 1:])
         if task_ids is None:
-            tasks, task_weights = torch.zeros_like(labels[:, 1:][labelled]), losses.new_ones(num_tasks)
+            tasks, task_weights = torch.zeros_like(found), losses.new_ones(num_tasks)
         else:
-            tasks = task_ids[:, 1:][labelled]
-            task_weights = losses.new_tensor([self.config.task_weights[name] for name in self.config.task_names])
+            tasks = at_labels(task_ids[:, 1:])
+            by_name = tuple(float(self.config.task_weights[name]) for name in self.config.task_names)
+            task_weights = _task_weights(by_name, losses.dtype, losses.device)
         if denominators is None:
             denominators = losses.new_zeros(num_tasks).index_add(0, tasks, weights)
         scale = task_weights / denominators.to(losses.dtype).clamp_min(torch.finfo(losses.dtype).tiny)
@@ -524,7 +537,31 @@ def _merge_masks(
     return views if patch_mask is None else views & patch_mask
 
 
+def _visual_tokens(
+    tokens: torch.Tensor, mask: torch.Tensor, scene_index: torch.Tensor, placeholders: torch.Tensor
+) -> torch.Tensor:
+    """Tokens [S, N, width] of scenes, valid where mask [S, N] -> [B, T, width]: at the placeholders those of the scene.
+
+    Elsewhere stands some token that nobody uses, spread so that no gradient gathers from all over the text. Selecting
+    by the mask instead would wait for the device, to count.
+    """
+    order = mask.int().argsort(dim=1, descending=True, stable=True)
+    tokens = tokens.gather(1, order.unsqueeze(-1).expand_as(tokens))
+    count = tokens.shape[1]
+    anywhere = torch.arange(placeholders.shape[1], device=mask.device)
+    place = torch.where(placeholders, placeholders.cumsum(1) - 1, anywhere) % count
+    rows = (scene_index[:, None] * count + place).flatten()
+    return tokens.flatten(0, 1).index_select(0, rows).unflatten(0, placeholders.shape)
+
+
+@once_per_key
+def _task_weights(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def _check_counts(num_placeholders: torch.Tensor, num_visual: torch.Tensor) -> None:
+    if num_placeholders.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # a graph cannot read them; earlier batches of its shape were checked
     differ = num_placeholders != num_visual
     if bool(differ.any()):
         row = int(differ.nonzero()[0, 0])

@@ -105,6 +105,30 @@ def test_boxes_are_those_that_actions_state(parts):
     assert compared > 50
 
 
+def test_the_encoder_learns_each_view_for_itself_too(parts):
+    """A view's own boxes are those of a scene that begins with it; depths are those of the patches' points."""
+    config, processor, dataset, folder = parts
+    prepared = PreparedScenes(folder)
+    collator = PreparedCollator(prepared, dataset, processor, config.task_names)
+    draws = [Draw(scene, (scene * 16,), None, (0, 0, scene)) for scene in range(3)]
+    batch = ReconstructionCollator(collator, map_scenes=1)(draws)
+    scene, views = torch.tensor([0, 1, 2]), torch.tensor([collator._views(draw) for draw in draws])
+    mask = batch["labels"]["boxes_mask"]
+    for view in range(views.shape[1]):
+        frames = prepared.scenes["ref_from_world"][scene, views[:, view]]
+        wanted = dense_labels(prepared, scene, views, frames)["boxes"][:, view]
+        torch.testing.assert_close(batch["labels"]["view_boxes"][:, view], wanted)
+        apart = (batch["labels"]["boxes"][:, view] - wanted)[mask[:, view]].abs().amax()
+        assert (apart < 1e-6) == (view == 0)
+    cameras = prepared.scenes["world_from_cam"][scene[:, None], views]
+    first = prepared.scenes["ref_from_world"][scene, views[:, 0]]
+    ref_from_cam = (first[:, None] @ cameras)[..., :3, :]
+    in_camera = (batch["patch_points"].double() - ref_from_cam[..., None, :3, 3]) @ ref_from_cam[..., :3, :3]
+    known = batch["patch_points_mask"]
+    torch.testing.assert_close(in_camera[..., 2][known].float(), batch["patch_depth"][known], atol=1e-4, rtol=1e-4)
+    assert known.sum() > 50
+
+
 def test_rays_meet_their_depth(parts):
     """Points at the target depth along the rays are those that were measured, and hidden from the input."""
     config, processor, dataset, folder = parts

@@ -80,7 +80,8 @@ def test_the_encoder_of_stage_0_is_the_frozen_one_of_the_others(stages):
 
 def test_every_part_of_the_loss_is_logged(stages):
     labels = {"loss_class", "loss_color", "loss_box"}
-    encoder = labels | {"loss_patch_points", "loss_camera", "loss_depth", "loss_points"}
+    encoder = labels | {"loss_view_box", "loss_patch_points", "loss_patch_depth"}
+    encoder |= {"loss_camera", "loss_depth", "loss_points"}
     for stage, wanted in {"0": encoder, "1": labels | {"loss_geometry_consistency"}}.items():
         lines = [json.loads(line) for line in (stages / stage / "log.jsonl").read_text().splitlines()]
         steps = [line for line in lines if "loss" in line]

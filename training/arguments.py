@@ -213,6 +213,10 @@ class SceneTrainingArguments(TrainingArguments):
     safe: bool = field(
         default=False, metadata={"help": "Fit batch and accumulation to the memory; a step keeps its samples."}
     )
+    cuda_graphs: bool = field(
+        default=False,
+        metadata={"help": "Record steps on prepared data as CUDA graphs: small models spend most time on launches."},
+    )
     debug: str = field(
         default="", metadata={"help": "Alone, without a value: try everything once, in 100 small steps."}
     )

@@ -45,10 +45,12 @@ def pack_batch(batch: dict[str, torch.Tensor], prefix_end_id: int, pad_token_id:
     return out
 
 
-def pad_rows(rows: list[dict[str, torch.Tensor]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Packed rows of any lengths -> tensors [rows, length], padded to a multiple of `LENGTH_MULTIPLE`."""
+def pad_rows(
+    rows: list[dict[str, torch.Tensor]], pad_token_id: int, multiple: int = LENGTH_MULTIPLE
+) -> dict[str, torch.Tensor]:
+    """Packed rows of any lengths -> tensors [rows, length], padded to a multiple of so many tokens."""
     longest = max(len(row["input_ids"]) for row in rows)
-    length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    length = -(-longest // multiple) * multiple
     out = {}
     for key in rows[0]:
         fill = pad_token_id if key == "input_ids" else FILL.get(key, 0)

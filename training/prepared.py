@@ -23,10 +23,11 @@ from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
 from .collator import VISION_END, drawn_inputs, random_stream
 from .data import Draw, SceneDataset, draw_views
-from .packing import IGNORE_INDEX, pad_rows
+from .packing import IGNORE_INDEX, LENGTH_MULTIPLE, pad_rows
 from .prepare import MARKER
 
 Batch = dict[str, Any]
+GRAPH_LENGTH_MULTIPLE, GRAPH_LABELS_MULTIPLE = 128, 2048
 
 
 class PreparedScenes:
@@ -118,6 +119,8 @@ class PreparedCollator:
         prepared, dataset: the arrays and the dataset that they were made of.
         processor, task_names, geometry_dropout, depth_dropout, any_answer: as in `SceneCollator`.
         num_rays: rays a scene in `ray_targets` (see `ray_targets`); 0 = none.
+        few_shapes: pad texts and `answer_positions` far enough that most batches have the shapes of another, as CUDA
+            graphs want it.
     """
 
     def __init__(
@@ -131,7 +134,9 @@ class PreparedCollator:
         depth_dropout: float = 0.0,
         any_answer: bool = True,
         num_rays: int = 0,
+        few_shapes: bool = False,
     ) -> None:
+        self.few_shapes = few_shapes
         self.prepared, self.dataset, self.processor = prepared, dataset, processor
         self.task_ids = {name: index for index, name in enumerate(task_names)}
         self.dropouts = (geometry_dropout, depth_dropout)
@@ -190,7 +195,11 @@ class PreparedCollator:
             for head, samples in groups.items():
                 rows.append(self._row(head, visual, samples, draw, drawn[0]))
                 scene_index.append(index)
-        batch = pad_rows(rows, self.processor.tokenizer.pad_token_id) | {"scene_index": torch.tensor(scene_index)}
+        multiple = GRAPH_LENGTH_MULTIPLE if self.few_shapes else LENGTH_MULTIPLE
+        batch = pad_rows(rows, self.processor.tokenizer.pad_token_id, multiple)
+        batch["scene_index"] = torch.tensor(scene_index)
+        if self.few_shapes:
+            batch["answer_positions"] = answer_positions(batch["labels"])
         if self.prepared.device.type == "cuda":  # pinned, they are copied while the step before still computes
             batch = {key: values.pin_memory() for key, values in batch.items()}
         return batch
@@ -232,6 +241,21 @@ class PreparedCollator:
         if draw.seed is None or not self.any_answer:
             return answers[0]
         return answers[int(random_stream(draw, "answer").integers(len(answers)))]
+
+
+def answer_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Labels [B, T] -> int64 [K], where `labels[:, 1:].flatten()` holds some, filled up with a place that holds none.
+
+    Raises:
+        ValueError: where every place holds a label.
+    """
+    flat = labels[:, 1:].flatten() != IGNORE_INDEX
+    found, rest = flat.nonzero().squeeze(-1), (~flat).nonzero()
+    if not len(rest):
+        raise ValueError("every token of the batch is a label: there is no question before the answers")
+    out = rest[0].repeat(max(1, -(-len(found) // GRAPH_LABELS_MULTIPLE)) * GRAPH_LABELS_MULTIPLE)
+    out[: len(found)] = found
+    return out
 
 
 class DrawnScenes(TorchDataset):

@@ -1,7 +1,8 @@
 """Stage 0 of tiny models: the encoder learns geometry and semantics from the renderer, as the real one was pretrained.
 
 The encoder's own camera, depth and point heads learn in the frame of view 0 (Wang et al., "VGGT", CVPR 2025, but in
-metres). Heads for the class, colour, point and box of every patch serve training alone and are not part of the result.
+metres). Heads for the class, colour, point and box of every patch serve training alone and are not part of the result;
+point and box in the frame of view 0 want all views together, depth and box as the patch's own view sees them do not.
 """
 
 from __future__ import annotations
@@ -22,17 +23,18 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from datasets_scripts.rooms.catalogue import CLASSES
-from modeling_vggt_qwen3.modeling_rays import BOX_NUMBERS, label_losses
+from modeling_vggt_qwen3.modeling_rays import BOX_NUMBERS, label_losses, masked_mean, smooth_l1
 from modeling_vggt_qwen3.modeling_vggt_heads import VggtForReconstruction, pose_encoding_from_cameras
 
 from .arguments import SceneTrainingArguments
 from .callbacks import ProgressLines, RunLog, mean_parts
 from .data import Draw, draw_views
+from .graphed_step import GraphedStep
 from .prepare import COLOR_NAMES
 from .prepared import DrawnScenes, PreparedCollator, dense_labels, inverse
-from .trainer import RUN_CONFIG, SceneLoader
+from .trainer import RUN_CONFIG, SceneLoader, graphs_wanted
 
-SIZES = (len(CLASSES), len(COLOR_NAMES), BOX_NUMBERS, 3)
+SIZES = (len(CLASSES), len(COLOR_NAMES), BOX_NUMBERS, 3, BOX_NUMBERS, 1)
 HIDDEN = 384
 CONFIDENCE_WEIGHT = 0.2
 """Weight of the log of the predicted confidence, as in the source."""
@@ -63,6 +65,7 @@ class DenseReconstruction(nn.Module):
         points: torch.Tensor,
         labels: dict[str, torch.Tensor],
         patch_points: torch.Tensor,
+        patch_depth: torch.Tensor,
         patch_points_mask: torch.Tensor,
     ) -> ModelOutput:
         """Loss of S scenes.
@@ -71,14 +74,16 @@ class DenseReconstruction(nn.Module):
             pixel_values: uint8 [S, V, 3, H, W].
             pose_enc: float32 [S, V, 9], cameras relative to view 0, metres.
             depth: float32 [s, V, H, W] of the first s scenes, metres, 0 = unknown; points [s, V, H, W, 3] in view 0.
-            labels: see `dense_labels`.
-            patch_points: float32 [S, V, P, 3] in ref, and their mask bool [S, V, P].
+            labels: see `dense_labels`; and view_boxes, the boxes in each view's own ref frame.
+            patch_points, patch_depth: float32 [S, V, P, 3] in ref and [S, V, P] in the camera, metres, and their mask
+                bool [S, V, P].
         """
         model, count = self.reconstruction, len(depth)
         wanted = sorted({*self.layers, *model.config.dpt_layers})
         outputs = model.vggt(pixel_values, feature_layers=wanted)
         maps = {layer: tokens[:, :, outputs.patch_start_idx :] for layer, tokens in outputs.feature_maps.items()}
-        losses = self._patch_losses([maps[layer] for layer in self.layers], labels, patch_points, patch_points_mask)
+        tokens = [maps[layer] for layer in self.layers]
+        losses = self._patch_losses(tokens, labels, patch_points, patch_depth, patch_points_mask)
         poses = model._estimate_poses(outputs.last_hidden_state[:, :, 0], None)
         losses["camera"] = sum(
             0.6 ** (len(poses) - 1 - i) * F.smooth_l1_loss(pose, pose_enc, beta=0.1) for i, pose in enumerate(poses)
@@ -97,14 +102,17 @@ class DenseReconstruction(nn.Module):
         maps: list[torch.Tensor],
         labels: dict[str, torch.Tensor],
         patch_points: torch.Tensor,
+        patch_depth: torch.Tensor,
         mask: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         tokens = torch.cat(maps, dim=-1).to(self.patch_heads[1].weight.dtype)
-        classes, colors, boxes, points = self.patch_heads(tokens).float().split(SIZES, dim=-1)
-        error = F.smooth_l1_loss(points, patch_points, reduction="none", beta=0.1).mean(-1)
+        classes, colors, boxes, points, view_boxes, depth = self.patch_heads(tokens).float().split(SIZES, dim=-1)
+        log_depth_error = (depth.squeeze(-1) - patch_depth.clamp_min(1e-3).log()).abs()
         return {
             **label_losses(classes, colors, boxes, labels),
-            "patch_points": torch.where(mask, error, 0.0).sum() / mask.sum().clamp_min(1),
+            "view_box": masked_mean(smooth_l1(view_boxes, labels["view_boxes"]), labels["boxes_mask"]),
+            "patch_points": masked_mean(smooth_l1(points, patch_points), mask),
+            "patch_depth": masked_mean(log_depth_error, mask),
         }
 
 
@@ -164,16 +172,24 @@ class ReconstructionCollator:
         size = tuple(batch["pixel_values"].shape[-2:])
         cam_from_first = inverse(first_from_cam)[..., :3, :]
         depth = self.prepared.take("depth_mm", scene, view)[: self.map_scenes].float() / 1000
-        frame = self.prepared.scenes["ref_from_world"][scene, view[:, 0]]
         return {
             "pixel_values": batch["pixel_values"],
             "pose_enc": pose_encoding_from_cameras(cam_from_first, batch["intrinsics"], size),
             "depth": depth,
             "points": _unproject(depth, batch["intrinsics"][: self.map_scenes], first_from_cam[: self.map_scenes]),
-            "labels": dense_labels(self.prepared, scene, view, frame),
+            "labels": self._labels(scene, view),
             "patch_points": batch["patch_points"],
+            "patch_depth": self.prepared.take("points", scene, view)[..., 2],
             "patch_points_mask": batch["patch_points_mask"],
         }
+
+    def _labels(self, scene: torch.Tensor, view: torch.Tensor) -> dict[str, torch.Tensor]:
+        frames = self.prepared.take("ref_from_world", scene, view)
+        labels = dense_labels(self.prepared, scene, view, frames[:, 0])
+        alone = dense_labels(
+            self.prepared, scene[:, None].expand_as(view).reshape(-1), view.reshape(-1, 1), frames.flatten(0, 1)
+        )
+        return {**labels, "view_boxes": alone["boxes"].view_as(labels["boxes"])}
 
 
 def _unproject(depth: torch.Tensor, intrinsics: torch.Tensor, first_from_cam: torch.Tensor) -> torch.Tensor:
@@ -216,6 +232,7 @@ class ReconstructionTrainer(Trainer):
             self.remove_callback(other)
         for callback in (ProgressLines(), RunLog()):
             self.add_callback(callback)
+        self.graphs = GraphedStep(self._compute, model) if graphs_wanted(args) else None
         self._recent: list[dict[str, torch.Tensor]] = []
         self._clock = (0, time.monotonic())
 
@@ -232,6 +249,23 @@ class ReconstructionTrainer(Trainer):
             ),
             collate_fn=ReconstructionCollator(self.collator_of_scenes, self.model.map_scenes),
         )
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """See `Trainer.training_step`."""
+        if self.graphs is None:
+            return super().training_step(model, inputs, *args, **kwargs)
+        model.train()
+        numbers = self.graphs(self._prepare_inputs(inputs))
+        loss = numbers.pop("loss")
+        self._recent.append(numbers)
+        return loss
+
+    def _compute(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Forward and backward for the graph."""
+        with self.compute_loss_context_manager():
+            outputs = self.model_wrapped(**inputs)
+        self.accelerator.backward(outputs.loss)
+        return {"loss": outputs.loss, **outputs.losses}
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         outputs = model(**inputs)

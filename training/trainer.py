@@ -30,6 +30,7 @@ from .data import SceneBatchSampler, SceneDataset, deal
 from .encoder import whole
 from .feature_cache import restore_features
 from .freezing import part_of
+from .graphed_step import GraphedStep
 from .guards import FiniteLossGuard, StopOnSignal, explain_lost_worker, leave_signals_to_parent
 from .outlook import Outlook
 from .prepared import DrawnScenes, PreparedCollator, PreparedScenes
@@ -37,6 +38,27 @@ from .prepared import DrawnScenes, PreparedCollator, PreparedScenes
 RUN_CONFIG = "run_config.yaml"
 CUDNN_HEAD_DIM = 64
 RAY_DECODER = "ray_decoder.safetensors"
+
+
+def graphs_wanted(args: SceneTrainingArguments, is_prepared: bool = True) -> bool:
+    """Whether steps are to be recorded as CUDA graphs.
+
+    Raises:
+        ValueError: where they could not be.
+    """
+    if not args.cuda_graphs:
+        return False
+    obstacles = {
+        "the device is a CPU": args.device.type != "cuda",
+        "several processes train": args.world_size > 1,
+        "gradient_accumulation_steps is above 1": args.gradient_accumulation_steps > 1,
+        "fp16 scales the loss": args.fp16,
+        "prepare_data is not set: other batches come in too many shapes": not is_prepared,
+    }
+    found = [why for why, is_so in obstacles.items() if is_so]
+    if found:
+        raise ValueError(f"cuda_graphs cannot be followed: {'; '.join(found)}")
+    return True
 
 
 class SceneLoader(DataLoader):
@@ -115,6 +137,7 @@ class SceneTrainer(Trainer):
         self._samples_seen = 0
         self._ray_losses: list[dict[str, torch.Tensor]] = []
         self._copy_stream: torch.cuda.Stream | None = None
+        self.graphs = GraphedStep(self._compute, model) if graphs_wanted(args, prepared is not None) else None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; attention of large heads prefers cuDNN, the fastest that takes the mask of packed rows.
@@ -155,6 +178,7 @@ class SceneTrainer(Trainer):
             depth_dropout=self.data_args.depth_dropout,
             any_answer=self.data_args.any_answer,
             num_rays=self.data_args.num_rays if self.model.ray_decoder is not None else 0,
+            few_shapes=self.args.cuda_graphs,
         )
 
     def get_eval_dataloader(self, eval_dataset: SceneDataset | None = None) -> DataLoader:
@@ -241,7 +265,7 @@ class SceneTrainer(Trainer):
             batches = self.args.gradient_accumulation_steps * self.args.world_size
             inputs["ray_targets"] = {**inputs["ray_targets"], "share": batches}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        if model.training and outputs.get("auxiliary_losses"):
+        if model.training and self.graphs is None and outputs.get("auxiliary_losses"):
             self._ray_losses.append(outputs.auxiliary_losses)
         return (loss, outputs) if return_outputs else loss
 
@@ -358,11 +382,33 @@ class SceneTrainer(Trainer):
         step = self.state.global_step
         if self._clock is None:
             self._clock = (step, time.monotonic())
-        loss = super().training_step(*args, **kwargs)
+        loss = (super().training_step if self.graphs is None else self._graphed_step)(*args, **kwargs)
         self._micro_batch = self._micro_batch + 1 if step == self._step_of_micro_batch else 0
         self._step_of_micro_batch = step
         self.loss_guard.watch(step, self._micro_batch, loss)
         return loss
+
+    def _graphed_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        model.train()
+        inputs = {**self._prepare_inputs(inputs), "num_items_in_batch": num_items_in_batch}
+        decoder = self.accelerator.unwrap_model(model).ray_decoder
+        numbers = self.graphs(inputs, state=decoder and (decoder.depth_weight, decoder.label_weight))
+        loss = numbers.pop("loss")
+        if numbers:
+            self._ray_losses.append(numbers)
+        return loss
+
+    def _compute(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Forward and backward for the graph."""
+        batch = {key: value for key, value in inputs.items() if key != "num_items_in_batch"}
+        with self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(
+                self.model_wrapped, batch, return_outputs=True, num_items_in_batch=inputs["num_items_in_batch"]
+            )
+        self.accelerator.backward(loss)
+        return {"loss": loss, **(outputs.get("auxiliary_losses") or {})}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """See `Trainer.evaluate`, with answers where they are asked for; it does not count as training."""

@@ -1,0 +1,151 @@
+"""Training steps as CUDA graphs: forward and backward recorded once for each shape of a batch, then launched as one.
+
+A small model's step is some thousand kernels of microseconds, and Python launches them slower than a GPU runs them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from modeling_vggt_qwen3.modeling_vggt import hold_constants
+
+WARM = 3
+"""Calls of a shape that run as they are: compilers and libraries settle, and the allocator learns."""
+MAX_GRAPHS = 12
+
+Numbers = dict[str, torch.Tensor]
+Compute = Callable[[dict[str, Any]], Numbers]
+
+
+class CudaRecorder:
+    """Records work on a stream of its own, where it runs before as well: gradients remember their stream."""
+
+    def __init__(self) -> None:
+        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+    def run(self, work: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Runs it."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = work()
+        current.wait_stream(self.stream)
+        return result
+
+    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        """Records it without running it; returns what runs it, and the tensor that then holds the result."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            result = work()
+        return graph.replay, result
+
+
+@dataclass
+class _Shape:
+    """What is known of batches of one shape."""
+
+    calls: int = 0
+    names: list[str] = field(default_factory=list)
+    replay: Callable[[], None] | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    numbers: torch.Tensor | None = None
+    gradients: list[torch.Tensor | None] = field(default_factory=list)
+    constants: list[object] = field(default_factory=list)
+
+
+class GraphedStep:
+    """Computes the gradients of a batch, by a graph from the fourth batch of its shape on.
+
+    Args:
+        compute: runs forward and backward of a batch (a nested dict) and returns scalars. It must not read from the
+            device. What is no tensor on the device is part of the shape.
+        model: whose gradients are written; they hold those of this batch alone afterwards.
+        recorder: see `CudaRecorder`.
+    """
+
+    def __init__(self, compute: Compute, model: nn.Module, recorder: Any = None) -> None:
+        self.compute, self.recorder = compute, recorder or CudaRecorder()
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._shapes: dict[Hashable, _Shape] = {}
+
+    @property
+    def num_recorded(self) -> int:
+        """Shapes that have a graph."""
+        return sum(shape.replay is not None for shape in self._shapes.values())
+
+    def __call__(self, inputs: dict[str, Any], state: Hashable = None) -> Numbers:
+        """Writes the gradients of a batch and returns the scalars.
+
+        Args:
+            state: whatever else decides what is computed.
+        """
+        leaves = dict(_leaves(inputs))
+        shape = self._shapes.setdefault((state, tuple(_kind(*leaf) for leaf in leaves.items())), _Shape())
+        if shape.replay is None and (shape.calls < WARM or self._is_full()):
+            shape.calls += 1
+            numbers = self.recorder.run(lambda: self._compute(shape, inputs))
+        else:
+            if shape.replay is None:
+                self._record(shape, inputs)
+            for path, static in _leaves(shape.inputs):
+                if _is_input(static):
+                    static.copy_(leaves[path], non_blocking=True)
+            shape.replay()
+            for parameter, gradient in zip(self.parameters, shape.gradients):
+                parameter.grad = gradient
+            numbers = shape.numbers.clone()
+        return dict(zip(shape.names, numbers.unbind()))
+
+    def _is_full(self) -> bool:
+        if self.num_recorded < MAX_GRAPHS:
+            return False
+        warnings.warn(
+            f"batches come in more than {MAX_GRAPHS} shapes: those beyond run without a graph, more slowly",
+            stacklevel=3,
+        )
+        return True
+
+    def _compute(self, shape: _Shape, inputs: dict[str, Any]) -> torch.Tensor:
+        numbers = self.compute(inputs)
+        shape.names = list(numbers)
+        return torch.stack([number.detach().float() for number in numbers.values()])
+
+    def _record(self, shape: _Shape, inputs: dict[str, Any]) -> None:
+        shape.inputs = _copies(inputs)
+        for parameter in self.parameters:
+            parameter.grad = None  # so that the graph writes gradients and does not add to them
+        with hold_constants() as shape.constants:
+            shape.replay, shape.numbers = self.recorder.record(lambda: self._compute(shape, shape.inputs))
+        shape.gradients = [parameter.grad for parameter in self.parameters]
+
+
+def _leaves(inputs: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in inputs.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{key}/")
+        else:
+            yield f"{path}{key}", value
+
+
+def _is_input(leaf: Any) -> bool:
+    """Whether it may change from batch to batch; a tensor on the CPU is read while the graph is recorded."""
+    return isinstance(leaf, torch.Tensor) and (leaf.is_cuda or not torch.cuda.is_available())
+
+
+def _kind(path: str, leaf: Any) -> Hashable:
+    if _is_input(leaf):
+        return path, tuple(leaf.shape), leaf.dtype
+    return path, tuple(leaf.flatten().tolist()) if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _copies(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _copies(value) if isinstance(value, dict) else value.clone() if _is_input(value) else value
+        for key, value in inputs.items()
+    }
