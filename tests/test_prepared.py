@@ -154,6 +154,16 @@ def test_rays_meet_their_depth(parts):
     assert float(torch.cat(errors).quantile(0.9)) < 0.04
 
 
+def test_several_processes_write_what_one_does(parts, tmp_path, monkeypatch):
+    _, processor, dataset, folder = parts
+    monkeypatch.setattr("training.prepare._SCENES_AT_ONCE", 1)
+    again = prepare(dataset, processor, tmp_path, num_proc=2)
+    assert {path.name for path in again.iterdir()} == {path.name for path in folder.iterdir()}
+    for path in folder.glob("*.npy"):
+        np.testing.assert_array_equal(np.load(again / path.name), np.load(path), err_msg=path.name)
+    assert (again / MARKER).read_text() == (folder / MARKER).read_text()
+
+
 def test_an_interrupted_preparation_does_not_count(parts, tmp_path):
     _, processor, dataset, folder = parts
     again = prepare(dataset, processor, tmp_path, num_proc=1)

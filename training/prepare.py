@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -229,19 +230,24 @@ def _run(job: _Job, folder: Path, num_proc: int) -> Iterator[list[Any]]:
             return
         context = multiprocessing.get_context("forkserver")  # torch's threads do not survive a fork of this process
         context.set_forkserver_preload([__name__])  # else each worker's imports hold up the start of the next one
-        with ProcessPoolExecutor(min(num_proc, len(spans)), context, _start_worker, (job, folder)) as pool:
+        # As an argument the job, which lists all samples, would start the workers one by one: it is handed over through
+        # a pipe, and a worker reads it once its imports are done.
+        shared = folder / "job.pickle"
+        shared.write_bytes(pickle.dumps(job))
+        with ProcessPoolExecutor(min(num_proc, len(spans)), context, _start_worker, (shared, folder)) as pool:
             for span, texts in zip(spans, pool.map(_work, spans)):
                 yield texts
                 progress.update(span[1] - span[0])
+        shared.unlink()
 
 
 _shared: tuple[_Job, Path] | None = None
 
 
-def _start_worker(job: _Job, folder: Path) -> None:
-    """Hands a worker the job once, not with every span: it lists all samples."""
+def _start_worker(shared: Path, folder: Path) -> None:
+    """Has a worker read the job once."""
     global _shared
-    _shared = (job, folder)
+    _shared = (pickle.loads(shared.read_bytes()), folder)
     torch.set_num_threads(1)
 
 
