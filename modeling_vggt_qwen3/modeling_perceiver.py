@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, PerceiverConfig, VggtConfig
 from .modeling_vggt import once_per_key
@@ -107,7 +108,7 @@ def patch_rays(geometry: SceneGeometry, patch_size: int) -> torch.Tensor:
     ray_x = (pixels[:, 0] - cx) / fx
     rays_cam = torch.stack((ray_x, ray_y, torch.ones_like(ray_x)), dim=-1)  # [S, V, P, 3]
     rotation, origin = geometry.ref_from_cam[..., :3, :3], geometry.ref_from_cam[..., :3, 3]
-    with torch.autocast(device.type, enabled=False):  # which would turn the product into bfloat16
+    with maybe_autocast(device.type, enabled=False):  # which would turn the product into bfloat16
         direction = F.normalize(rays_cam @ rotation.transpose(-1, -2), dim=-1)
     moment = torch.linalg.cross(origin.unsqueeze(-2).expand_as(direction), direction)
     return torch.cat((direction, moment), dim=-1)
@@ -118,7 +119,7 @@ class Float32Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out], float32."""
-        with torch.autocast(x.device.type, enabled=False):
+        with maybe_autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 

@@ -560,8 +560,8 @@ def _task_weights(values: tuple[float, ...], dtype: torch.dtype, device: torch.d
 
 
 def _check_counts(num_placeholders: torch.Tensor, num_visual: torch.Tensor) -> None:
-    if num_placeholders.is_cuda and torch.cuda.is_current_stream_capturing():
-        return  # a graph cannot read them; earlier batches of its shape were checked
+    if num_placeholders.is_meta or (num_placeholders.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return  # nothing can be read; of a graph's shape, earlier batches were checked
     differ = num_placeholders != num_visual
     if bool(differ.any()):
         row = int(differ.nonzero()[0, 0])
