@@ -231,8 +231,12 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             return embeds
         scene_index = self._check_scene_index(scene_index, len(input_ids), len(visual.mask), embeds.device)
         mask = visual.mask.to(embeds.device)
-        _check_counts(placeholders.sum(1), mask.sum(1)[scene_index])
+        counts = placeholders.sum(1), mask.sum(1)[scene_index]
         found = _visual_tokens(visual.pooler_output.to(embeds), mask, scene_index, placeholders)
+        if _is_recording(mask):  # nothing can be read, so that it must show in the loss
+            found = found.masked_fill((counts[0] != counts[1])[:, None, None], torch.nan)
+        else:
+            _check_counts(*counts)
         return torch.where(placeholders.unsqueeze(-1), found, embeds)
 
     @staticmethod
@@ -488,19 +492,21 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
         if answer_positions is None:
             answer_positions = (labels[:, 1:] != IGNORE_INDEX).flatten().nonzero().squeeze(-1)
 
-        def at_labels(values: torch.Tensor) -> torch.Tensor:
-            return values.flatten(0, 1).index_select(0, answer_positions)
+        before = answer_positions + answer_positions // max(1, labels.shape[1] - 1)  # in all of [B, T]
 
-        found = at_labels(labels[:, 1:])
-        logits = self.lm_head(at_labels(hidden[:, :-1])).float()
+        def at_labels(values: torch.Tensor) -> torch.Tensor:
+            return values.flatten().index_select(0, before + 1)
+
+        found = at_labels(labels)
+        logits = self.lm_head(hidden.flatten(0, 1).index_select(0, before)).float()
         losses = F.cross_entropy(logits, found, reduction="none", ignore_index=IGNORE_INDEX)
         weights = (found != IGNORE_INDEX).to(losses.dtype)
         if token_weights is not None:
-            weights = weights * at_labels(token_weights[:, 1:])
+            weights = weights * at_labels(token_weights)
         if task_ids is None:
             tasks, task_weights = torch.zeros_like(found), losses.new_ones(num_tasks)
         else:
-            tasks = at_labels(task_ids[:, 1:])
+            tasks = at_labels(task_ids)
             by_name = tuple(float(self.config.task_weights[name]) for name in self.config.task_names)
             task_weights = _task_weights(by_name, losses.dtype, losses.device)
         if denominators is None:
@@ -546,12 +552,10 @@ def _visual_tokens(
     by the mask instead would wait for the device, to count.
     """
     order = mask.int().argsort(dim=1, descending=True, stable=True)
-    tokens = tokens.gather(1, order.unsqueeze(-1).expand_as(tokens))
-    count = tokens.shape[1]
+    tokens = tokens.gather(1, order.unsqueeze(-1).expand_as(tokens))[scene_index]
     anywhere = torch.arange(placeholders.shape[1], device=mask.device)
-    place = torch.where(placeholders, placeholders.cumsum(1) - 1, anywhere) % count
-    rows = (scene_index[:, None] * count + place).flatten()
-    return tokens.flatten(0, 1).index_select(0, rows).unflatten(0, placeholders.shape)
+    place = torch.where(placeholders, placeholders.cumsum(1) - 1, anywhere) % tokens.shape[1]
+    return tokens.gather(1, place.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
 
 
 @once_per_key
@@ -559,9 +563,11 @@ def _task_weights(values: tuple[float, ...], dtype: torch.dtype, device: torch.d
     return torch.tensor(values, dtype=dtype, device=device)
 
 
+def _is_recording(values: torch.Tensor) -> bool:
+    return values.is_meta or (values.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def _check_counts(num_placeholders: torch.Tensor, num_visual: torch.Tensor) -> None:
-    if num_placeholders.is_meta or (num_placeholders.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return  # nothing can be read; of a graph's shape, earlier batches were checked
     differ = num_placeholders != num_visual
     if bool(differ.any()):
         row = int(differ.nonzero()[0, 0])

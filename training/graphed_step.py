@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Trainer
 
 from modeling_vggt_qwen3.modeling_vggt import hold_constants
 
@@ -41,7 +42,7 @@ class CudaRecorder:
     def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         """Records it without running it; returns what runs it, and the tensor that then holds the result."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             result = work()
         return graph.replay, result
 
@@ -51,6 +52,7 @@ class _Shape:
     """What is known of batches of one shape."""
 
     calls: int = 0
+    has_failed: bool = False
     names: list[str] = field(default_factory=list)
     replay: Callable[[], None] | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +66,7 @@ class GraphedStep:
 
     Args:
         compute: runs forward and backward of a batch (a nested dict) and returns scalars. It must not read from the
-            device. What is no tensor on the device is part of the shape.
+            device. What is no tensor on the model's device is part of the shape.
         model: whose gradients are written; they hold those of this batch alone afterwards.
         recorder: see `CudaRecorder`.
     """
@@ -73,6 +75,7 @@ class GraphedStep:
         self.compute, self.recorder = compute, recorder or CudaRecorder()
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._shapes: dict[Hashable, _Shape] = {}
+        self._state: Hashable = None
 
     @property
     def num_recorded(self) -> int:
@@ -83,24 +86,30 @@ class GraphedStep:
         """Writes the gradients of a batch and returns the scalars.
 
         Args:
-            state: whatever else decides what is computed.
+            state: whatever else decides what is computed; graphs of another one are let go of.
         """
+        if state != self._state:  # all at once: what one graph leaves behind, others on its stream may still need
+            self._shapes.clear()
+            self._state = state
         leaves = dict(_leaves(inputs))
-        shape = self._shapes.setdefault((state, tuple(_kind(*leaf) for leaf in leaves.items())), _Shape())
-        if shape.replay is None and (shape.calls < WARM or self._is_full()):
-            shape.calls += 1
+        shape = self._shapes.setdefault(tuple(self._kind(*leaf) for leaf in leaves.items()), _Shape())
+        if shape.replay is None and shape.calls >= WARM and not shape.has_failed and not self._is_full():
+            self._record(shape, inputs)
+        shape.calls += 1
+        if shape.replay is None:
             numbers = self.recorder.run(lambda: self._compute(shape, inputs))
         else:
-            if shape.replay is None:
-                self._record(shape, inputs)
-            for path, static in _leaves(shape.inputs):
-                if _is_input(static):
-                    static.copy_(leaves[path], non_blocking=True)
-            shape.replay()
-            for parameter, gradient in zip(self.parameters, shape.gradients):
-                parameter.grad = gradient
-            numbers = shape.numbers.clone()
+            numbers = self._replay(shape, leaves)
         return dict(zip(shape.names, numbers.unbind()))
+
+    def _replay(self, shape: _Shape, leaves: dict[str, Any]) -> torch.Tensor:
+        for path, static in _leaves(shape.inputs):
+            if self._may_change(static):
+                static.copy_(leaves[path], non_blocking=True)
+        shape.replay()
+        for parameter, gradient in zip(self.parameters, shape.gradients):
+            parameter.grad = gradient
+        return shape.numbers.clone()
 
     def _is_full(self) -> bool:
         if self.num_recorded < MAX_GRAPHS:
@@ -117,12 +126,40 @@ class GraphedStep:
         return torch.stack([number.detach().float() for number in numbers.values()])
 
     def _record(self, shape: _Shape, inputs: dict[str, Any]) -> None:
-        shape.inputs = _copies(inputs)
+        shape.inputs = self._copies(inputs)
         for parameter in self.parameters:
             parameter.grad = None  # so that the graph writes gradients and does not add to them
-        with hold_constants() as shape.constants:
-            shape.replay, shape.numbers = self.recorder.record(lambda: self._compute(shape, shape.inputs))
+        try:
+            with hold_constants() as shape.constants:
+                shape.replay, shape.numbers = self.recorder.record(lambda: self._compute(shape, shape.inputs))
+        except RuntimeError as error:
+            shape.has_failed = True
+            warnings.warn(f"a step could not be recorded as a CUDA graph and runs without one: {error}", stacklevel=3)
         shape.gradients = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _may_change(self, leaf: Any) -> bool:
+        """Whether it is read from memory; anything else is read while the graph is recorded."""
+        return isinstance(leaf, torch.Tensor) and leaf.device == self.parameters[0].device
+
+    def _kind(self, path: str, leaf: Any) -> Hashable:
+        if self._may_change(leaf):
+            return path, tuple(leaf.shape), leaf.dtype
+        return path, tuple(leaf.flatten().tolist()) if isinstance(leaf, torch.Tensor) else leaf
+
+    def _copies(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: self._copies(value) if isinstance(value, dict) else value.clone() if self._may_change(value) else value
+            for key, value in inputs.items()
+        }
+
+
+def begin_step(trainer: Trainer, model: nn.Module) -> None:
+    """What `Trainer.training_step` does first."""
+    model.train()
+    if callable(getattr(trainer.optimizer, "train", None)):  # some optimizers keep other weights for evaluation
+        trainer.optimizer.train()
 
 
 def _leaves(inputs: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -131,21 +168,3 @@ def _leaves(inputs: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
             yield from _leaves(value, f"{path}{key}/")
         else:
             yield f"{path}{key}", value
-
-
-def _is_input(leaf: Any) -> bool:
-    """Whether it may change from batch to batch; a tensor on the CPU is read while the graph is recorded."""
-    return isinstance(leaf, torch.Tensor) and (leaf.is_cuda or not torch.cuda.is_available())
-
-
-def _kind(path: str, leaf: Any) -> Hashable:
-    if _is_input(leaf):
-        return path, tuple(leaf.shape), leaf.dtype
-    return path, tuple(leaf.flatten().tolist()) if isinstance(leaf, torch.Tensor) else leaf
-
-
-def _copies(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _copies(value) if isinstance(value, dict) else value.clone() if _is_input(value) else value
-        for key, value in inputs.items()
-    }

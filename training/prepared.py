@@ -27,7 +27,7 @@ from .packing import IGNORE_INDEX, LENGTH_MULTIPLE, pad_rows
 from .prepare import MARKER
 
 Batch = dict[str, Any]
-GRAPH_LENGTH_MULTIPLE, GRAPH_LABELS_MULTIPLE = 128, 2048
+GRAPH_LENGTH_MULTIPLE, GRAPH_LABELS_MULTIPLE = 128, 8192
 
 
 class PreparedScenes:

@@ -29,7 +29,7 @@ from modeling_vggt_qwen3.modeling_vggt_heads import VggtForReconstruction, pose_
 from .arguments import SceneTrainingArguments
 from .callbacks import ProgressLines, RunLog, mean_parts
 from .data import Draw, draw_views
-from .graphed_step import GraphedStep
+from .graphed_step import GraphedStep, begin_step
 from .prepare import COLOR_NAMES
 from .prepared import DrawnScenes, PreparedCollator, dense_labels, inverse
 from .trainer import RUN_CONFIG, SceneLoader, graphs_wanted
@@ -254,7 +254,7 @@ class ReconstructionTrainer(Trainer):
         """See `Trainer.training_step`."""
         if self.graphs is None:
             return super().training_step(model, inputs, *args, **kwargs)
-        model.train()
+        begin_step(self, model)
         numbers = self.graphs(self._prepare_inputs(inputs))
         loss = numbers.pop("loss")
         self._recent.append(numbers)

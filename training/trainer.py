@@ -30,13 +30,14 @@ from .data import SceneBatchSampler, SceneDataset, deal
 from .encoder import whole
 from .feature_cache import restore_features
 from .freezing import part_of
-from .graphed_step import GraphedStep
+from .graphed_step import GraphedStep, begin_step
 from .guards import FiniteLossGuard, StopOnSignal, explain_lost_worker, leave_signals_to_parent
 from .outlook import Outlook
 from .prepared import DrawnScenes, PreparedCollator, PreparedScenes
 
 RUN_CONFIG = "run_config.yaml"
 CUDNN_HEAD_DIM = 64
+WITHOUT_CUDNN = [backend for backend in SDPA_BACKENDS if backend != SDPBackend.CUDNN_ATTENTION]
 RAY_DECODER = "ray_decoder.safetensors"
 
 
@@ -53,6 +54,9 @@ def graphs_wanted(args: SceneTrainingArguments, is_prepared: bool = True) -> boo
         "several processes train": args.world_size > 1,
         "gradient_accumulation_steps is above 1": args.gradient_accumulation_steps > 1,
         "fp16 scales the loss": args.fp16,
+        "DeepSpeed owns the gradients": bool(args.deepspeed),
+        "gradient_checkpointing looks at the state of random numbers": args.gradient_checkpointing,
+        "safe measures steps without graphs": args.safe,
         "prepare_data is not set: other batches come in too many shapes": not is_prepared,
     }
     found = [why for why, is_so in obstacles.items() if is_so]
@@ -143,11 +147,10 @@ class SceneTrainer(Trainer):
         """See `Trainer.train`; attention of large heads prefers cuDNN, the fastest that takes the mask of packed rows.
 
         That holds until the end, so that what gradient checkpointing computes again is computed alike. Small heads gain
-        nothing that would pay for planning each new shape.
+        nothing that would pay for planning each new shape, which torch would choose by itself on recent GPUs.
         """
-        if self.model.config.text_config.head_dim < CUDNN_HEAD_DIM:
-            return super().train(*args, **kwargs)
-        with sdpa_kernel(SDPA_BACKENDS, set_priority=True):
+        is_small = self.model.config.text_config.head_dim < CUDNN_HEAD_DIM
+        with sdpa_kernel(WITHOUT_CUDNN if is_small else SDPA_BACKENDS, set_priority=True):
             return super().train(*args, **kwargs)
 
     # Data: batches are dealt to ranks by the sampler, so the loader is not prepared by accelerate.
@@ -391,7 +394,7 @@ class SceneTrainer(Trainer):
     def _graphed_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
-        model.train()
+        begin_step(self, model)
         inputs = {**self._prepare_inputs(inputs), "num_items_in_batch": num_items_in_batch}
         decoder = self.accelerator.unwrap_model(model).ray_decoder
         numbers = self.graphs(inputs, state=decoder and (decoder.depth_weight, decoder.label_weight))
@@ -415,7 +418,7 @@ class SceneTrainer(Trainer):
         start, samples = time.monotonic(), self._samples_seen
         metrics = super().evaluate(*args, **kwargs)
         if self.answer_check is not None:
-            with sdpa_kernel([backend for backend in SDPA_BACKENDS if backend != SDPBackend.CUDNN_ATTENTION]):
+            with sdpa_kernel(WITHOUT_CUDNN):
                 figures = self.answer_check.run(self)  # cuDNN would plan anew for each token's length
             self.log(figures)
             metrics |= figures
