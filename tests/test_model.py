@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from modeling_vggt_qwen3 import modeling_vggt_qwen3
 from modeling_vggt_qwen3.modeling_perceiver import SceneGeometry
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from tests.fake import GEOMETRY, fake_batch, fake_scenes, fake_text, small_config, small_model, without_geometry
@@ -208,6 +209,17 @@ def test_refusals_name_what_is_wrong(model):
     three.pop("scene_index")
     with pytest.raises(ValueError, match="3 rows of text look at 2 scenes"):
         model(**three)
+
+
+def test_where_nothing_can_be_read_wrong_placeholders_show_in_the_result(model, monkeypatch):
+    """While a CUDA graph is recorded, and in its replays."""
+    monkeypatch.setattr(modeling_vggt_qwen3, "_is_recording", lambda _: True)
+    batch = fake_batch(model.config)
+    assert logits(model, batch).isfinite().all()
+    wrong = batch["input_ids"].clone()
+    wrong[1, (wrong[1] == model.config.image_token_id).nonzero()[0]] = 1
+    found = logits(model, {**batch, "input_ids": wrong})
+    assert found[0].isfinite().all() and found[1].isnan().all()
 
 
 def test_checkpoints_must_be_whole(model, tmp_path):
