@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
@@ -153,6 +153,7 @@ def locate_checkpoint(checkpoint: str) -> Path:
 
     Raises:
         FileNotFoundError: neither.
+        ConnectionError: a Hub id whose files are not cached while the Hub cannot be reached.
     """
     path = Path(checkpoint)
     if path.is_file():
@@ -160,11 +161,19 @@ def locate_checkpoint(checkpoint: str) -> Path:
     looks_local = path.exists() or path.suffix in LOCAL_SUFFIXES
     if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint):
         raise FileNotFoundError(f"{checkpoint} is no file; wanted a .pt or .safetensors file, or a Hub id `owner/name`")
+    unreached = None
     for name in HUB_FILES:
         try:
             return Path(hf_hub_download(checkpoint, name))
+        except LocalEntryNotFoundError as error:
+            unreached = error
         except EntryNotFoundError:
             continue
+    if unreached is not None:
+        raise ConnectionError(
+            f"{checkpoint}: the Hub cannot be reached, and none of {', '.join(HUB_FILES)} is cached; fetch one where "
+            "there is a network and name the file"
+        ) from unreached
     raise FileNotFoundError(f"{checkpoint} is neither a file nor a Hub repository with one of {', '.join(HUB_FILES)}")
 
 

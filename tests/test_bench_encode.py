@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench_encode import Size, build_encoder, count_operations, main, parse_sizes
+from benchmarks.bench_encode import Size, build_encoder, count_operations, main, parse_sizes, pool_bytes
 from tests.vggt import small_config
 
 REFERENCE = """
@@ -41,6 +41,26 @@ def test_figures_of_ours_and_of_a_reference(tmp_path, monkeypatch):
     assert all(0 < error < 1e-2 for error in result["relative_errors"].values())
     assert output.with_suffix(".svg").read_text().startswith("<?xml")
     assert "aten::" in output.with_suffix(".profile.txt").read_text()
+
+
+def test_figures_outlive_a_reference_that_fails(tmp_path, monkeypatch):
+    (tmp_path / "failing_encoder.py").write_text(REFERENCE.replace("assert images.ndim == 5", "raise ArithmeticError"))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "small.json").write_text(json.dumps(small_config().to_diff_dict()))
+    options = ["--output", str(tmp_path / "encode.json"), "--config", str(tmp_path / "small.json"), "--device", "cpu"]
+    options += ["--sizes", "1x28x28", "--repeats", "1", "--warmup", "0", "--reference-arguments", '{"width": 4}']
+    with pytest.raises(ArithmeticError):
+        main([*options, "--reference", "failing_encoder:Other"])
+    assert [row["views"] for row in json.loads((tmp_path / "encode.json").read_text())["rows"]] == [1]
+
+
+def test_memory_of_graphs_is_what_their_pools_hold_beside_what_is_allocated():
+    segments = [
+        {"segment_pool_id": (0, 0), "total_size": 100, "allocated_size": 10},
+        {"segment_pool_id": (0, 1), "total_size": 64, "allocated_size": 24},
+        {"segment_pool_id": (0, 2), "total_size": 32, "allocated_size": 0},
+    ]
+    assert pool_bytes(segments) == 40 + 32
 
 
 def test_counts_the_operations_of_all_matrix_products():

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from modeling_vggt_qwen3 import convert_vggt_checkpoint
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import VggtConfig
 from modeling_vggt_qwen3.convert_vggt_checkpoint import (
     config_from_official,
@@ -222,8 +224,20 @@ def test_where_checkpoints_are_looked_for(tmp_path):
     for name in (str(tmp_path), "nowhere/model.pt", "a/b/c"):
         with pytest.raises(FileNotFoundError, match="is no file"):
             locate_checkpoint(name)
-    with pytest.raises(FileNotFoundError, match="neither a file nor a Hub repository"):  # tests run offline
-        locate_checkpoint("nobody/nothing")
+    with pytest.raises(ConnectionError, match=r"nobody/nothing: the Hub cannot be reached, and none of .*model\.pt"):
+        locate_checkpoint("nobody/nothing")  # tests run offline
+
+
+def test_takes_the_first_file_that_a_repository_has(tmp_path, monkeypatch):
+    def download(repository: str, name: str) -> str:
+        if (repository, name) == ("someone/commercial", "vggt_1B_commercial.pt"):
+            return str(tmp_path / name)
+        raise EntryNotFoundError(name)
+
+    monkeypatch.setattr(convert_vggt_checkpoint, "hf_hub_download", download)
+    assert locate_checkpoint("someone/commercial") == tmp_path / "vggt_1B_commercial.pt"
+    with pytest.raises(FileNotFoundError, match="neither a file nor a Hub repository"):
+        locate_checkpoint("someone/else")
 
 
 def test_default_configuration_is_the_published_one():
