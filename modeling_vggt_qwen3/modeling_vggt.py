@@ -234,6 +234,11 @@ def _norm_and_turn(x: torch.Tensor, norm: VggtLayerNorm, rotary: RotaryTables) -
     return x
 
 
+def _by_itself(x: torch.Tensor) -> torch.Tensor:
+    """Without gradients, a view that knows nothing of its base: for each kind of base blocks would be compiled anew."""
+    return x if torch.is_grad_enabled() else x.detach()
+
+
 class VggtMLP(nn.Module):
     """Two linear layers with exact GELU between."""
 
@@ -452,9 +457,9 @@ class VggtModel(VggtPreTrainedModel):
         x = torch.cat((self._special_tokens(num_scenes, num_views), patches), dim=2)  # [S, V, 5 + P, C]
         del patches
         for layer, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks)):
-            x = frame_block(x.flatten(0, 1), rotary).unflatten(0, (num_scenes, num_views))
+            x = frame_block(_by_itself(x.flatten(0, 1)), rotary).unflatten(0, (num_scenes, num_views))
             frame = x.to(dtype) if layer in layers or layer == last else None
-            x = global_block(x.flatten(1, 2), rotary, key_mask).unflatten(1, (num_views, -1))
+            x = global_block(_by_itself(x.flatten(1, 2)), rotary, key_mask).unflatten(1, (num_views, -1))
             if frame is not None:
                 maps[layer] = _keep([frame, x.to(dtype)], outputs.get(layer))
         return maps

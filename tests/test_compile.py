@@ -36,6 +36,7 @@ def test_the_encoder_stands_beside_and_comes_back(small_json):
 @pytest.mark.slow
 def test_compiled_parts_take_the_same_steps(small_json, rooms, tmp_path, monkeypatch):
     """Traced and differentiated by the compiler, one graph for all decoder layers; what it makes of it is its own."""
+    torch._dynamo.utils.counters.clear()
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, **options: compile_module(self, **options, backend="aot_eager")

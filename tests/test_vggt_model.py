@@ -179,6 +179,18 @@ def test_compiles_without_graph_breaks_for_any_number_of_views():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
+def test_three_kinds_of_blocks_are_compiled_once_each():
+    torch._dynamo.reset()
+    model = randomize(VggtModel(small_config())).compile_blocks(backend="eager")
+    stats, counted = torch._dynamo.utils.counters["stats"], []
+    with torch.no_grad():
+        for num_views in (5, 3, 7):
+            before = stats["unique_graphs"]
+            model(torch.rand(1, num_views, 3, 56, 56))
+            counted.append(stats["unique_graphs"] - before)
+    assert counted == [3, 0, 0]
+
+
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same_numbers_for_any_number_of_views():
     """The switch for speed, through the whole compiler."""
