@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,7 +11,11 @@ import torch
 from torch import nn
 
 MAX_GRAPHS = 16
-"""Shapes whose graphs are kept, the last used ones: 1 to 16 views of one resolution."""
+"""Shapes whose graphs are kept, before all begin anew: 1 to 16 views of one resolution.
+
+One alone is never let go of: from torch 2.12 on the end of a graph frees cuBLAS's memory of the stream that it was
+recorded on, which the others use (https://github.com/pytorch/pytorch/issues/193402).
+"""
 
 Maps = dict[int, torch.Tensor]
 Encode = Callable[[torch.Tensor, Maps | None], Maps]
@@ -43,7 +46,7 @@ class EncoderGraphs:
     def __init__(self, model: nn.Module) -> None:
         self._parameters = [module._parameters for module in model.modules() if module._parameters]
         self._lock = threading.Lock()
-        self._graphs: OrderedDict[Hashable, CapturedGraph] = OrderedDict()
+        self._graphs: dict[Hashable, CapturedGraph] = {}
         self._buffers: dict[Hashable, torch.Tensor] = {}
         self._addresses: list[int] = []
         self._stream: torch.cuda.Stream | None = None
@@ -78,12 +81,11 @@ class EncoderGraphs:
             captured = self._graphs.get(key)
             if captured is None:
                 if len(self._graphs) == MAX_GRAPHS:
-                    self._graphs.popitem(last=False)
+                    self._graphs.clear()
                 # No graph may read weights that autocast keeps in another dtype for a while.
                 autocast = torch.autocast("cuda", precision, enabled=precision is not None, cache_enabled=False)
                 with torch.inference_mode(False), torch.no_grad(), autocast:
                     captured = self._graphs[key] = self._capture(encode, images, hold_constants)
-            self._graphs.move_to_end(key)
             captured.images.copy_(images)
             captured.graph.replay()
             maps = {layer: buffer.clone() for layer, buffer in captured.maps.items()}

@@ -8,7 +8,6 @@ filled up on the right with tokens that nobody sees and that the row's next pass
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -121,8 +120,9 @@ class TextDecoder:
         if compiled:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MIN_RECOMPILE_LIMIT)
         self._layer = torch.compile(text_layer, dynamic=True, fullgraph=True) if compiled else text_layer
-        self._caches: OrderedDict[tuple[int, int], FixedCache] = OrderedDict()
+        self._caches: dict[tuple[int, int], FixedCache] = {}
         self._memory: Any = None
+        self._stream: torch.cuda.Stream | None = None
         self._weights: list[Any] = []
         self._versions: list[int] = []
         self._quantized = False
@@ -152,10 +152,9 @@ class TextDecoder:
             return self._new_cache(num_rows, num_tokens + 1)
         key = (bucket_rows(num_rows), bucket_length(num_tokens + 1))
         if key not in self._caches:
-            while len(self._caches) >= MAX_CACHES:
-                self._caches.popitem(last=False)
+            if len(self._caches) >= MAX_CACHES:
+                self._caches.clear()  # all at once, see MAX_GRAPHS of the encoder's graphs
             self._caches[key] = self._new_cache(*key)
-        self._caches.move_to_end(key)
         return self._caches[key]
 
     def prefill(self, cache: FixedCache, embeds: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -219,15 +218,16 @@ class TextDecoder:
 
     def _capture(self, cache: FixedCache, made: GraphPass) -> None:
         with torch.cuda.device(self.device):
-            self._memory = self._memory or torch.cuda.graph_pool_handle()
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            if self._stream is None:  # of its own: where other graphs end, theirs loses memory
+                self._stream, self._memory = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 for _ in range(2):
                     self._forward(cache, made.embeds, made.counts)
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self._stream)
             made.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(made.graph, pool=self._memory, capture_error_mode="thread_local"):
+            recording = {"pool": self._memory, "stream": self._stream, "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(made.graph, **recording):
                 made.logits = self._forward(cache, made.embeds, made.counts)
 
     def _new_cache(self, num_rows: int, num_slots: int) -> FixedCache:

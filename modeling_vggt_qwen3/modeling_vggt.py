@@ -480,7 +480,7 @@ class VggtModel(VggtPreTrainedModel):
         size, and once more for a single view: compile time does not grow with the depth.
 
         With CUDA graphs the first call for each shape of `pixel_values` runs twice and is recorded; later calls of that
-        shape are one launch. This is what makes few views fast. The graphs of the last 16 shapes are kept (see
+        shape are one launch. This is what makes few views fast. The graphs of 16 shapes are kept (see
         `EncoderGraphs`); outputs are the caller's own. Where no graph can serve (gradients, padded views, no GPU), a
         warning says so and the compiled blocks run one by one, to the same end. After an exchange of modules, e.g. by
         adapters, call this again.

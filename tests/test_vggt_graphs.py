@@ -115,7 +115,7 @@ def test_outputs_are_the_callers_own(model):
 
 
 @needs_gpu
-def test_keeps_the_last_used_shapes(model, plain, monkeypatch):
+def test_keeps_few_shapes(model, plain, monkeypatch):
     monkeypatch.setattr(cuda_graphs_vggt_qwen3, "MAX_GRAPHS", 2)
     for num_views in (1, 2, 3, 1, 2, 3):
         assert_same(encode(model, views(num_views)), encode(plain, views(num_views)))
