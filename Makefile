@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDEST := .venv-oldest
 CORE_TESTS := $(addprefix tests/test_,model.py packing.py processor.py tokenizer.py auto_classes.py training.py vggt_parity.py \
-	generation.py constraint.py conventions.py small_stages.py feature_cache.py lora.py)
+	generation.py constraint.py conventions.py small_stages.py feature_cache.py lora.py graphed_step.py)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false

@@ -464,6 +464,16 @@ class VggtModel(VggtPreTrainedModel):
                 maps[layer] = _keep([frame, x.to(dtype)], outputs.get(layer))
         return maps
 
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """See the library; "fa3" is FlashAttention-3.
+
+        Raises:
+            ImportError: for "fa3" where no package has it; the model stays as it is.
+        """
+        if attn_implementation == FLASH_3:
+            load_flash_3()
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
     def set_fused_rotary(self, enabled: bool = True) -> VggtModel:
         """Lets a kernel of our own normalise and turn q and k on a GPU, where no gradient is kept; returns the model.
 

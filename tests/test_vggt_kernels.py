@@ -70,7 +70,10 @@ def test_flash_3_must_be_installed(monkeypatch):
     monkeypatch.setattr(kernels, "_flash_3", None)
     monkeypatch.setattr(kernels, "FLASH_3_MODULES", ("no_such_package",))
     model = VggtModel(small_config())
-    model.set_attn_implementation("fa3")
+    with pytest.raises(ImportError, match="install the package flash_attn_3, or fa3-fwd"):
+        model.set_attn_implementation("fa3")
+    model(fake_views())
+    model.config._attn_implementation = "fa3"  # as a configuration may say
     with pytest.raises(ImportError, match="install the package flash_attn_3, or fa3-fwd"):
         model(fake_views())
 
