@@ -78,10 +78,10 @@ def _frame(photograph: Path) -> Frame | None:
     intrinsics = numbers(key_of(record, "intrinsics", list, str(path)), (3, 3), f"{path}, intrinsics")
     world_from_cam: Float = ZUP_FROM_YUP @ source_from_arkit @ ARKIT_FROM_CV_CAM
     sound(validate_world_from_cam, world_from_cam, f"{path}, {POSE}")
-    sound(validate_intrinsics, intrinsics, f"{path}, intrinsics")
+    size = open_image(read_file(photograph), str(photograph)).size
+    sound(validate_intrinsics, intrinsics, f"{path}, intrinsics", size)
     turns = quarter_turns_upright(world_from_cam)
     if turns is None:
         return None
-    size = open_image(read_file(photograph), str(photograph)).size
     intrinsics, world_from_cam, size = turn_camera(intrinsics, world_from_cam, size, turns)
     return Frame(photograph.stem.removeprefix("frame_"), size, intrinsics, world_from_cam, turns)

@@ -204,9 +204,8 @@ def _read_pincam(path: Path) -> tuple[Float, tuple[int, int]]:
         raise SourceError(f"{path} has shape {values.shape}, wanted one line: width height fx fy cx cy")
     width, height, focal_x, focal_y, center_x, center_y = values[0]
     matrix = np.array([[focal_x, 0, center_x], [0, focal_y, center_y], [0, 0, 1]])
-    if not (0 < center_x < width and 0 < center_y < height):
-        raise SourceError(f"{path}: the centre ({center_x:g}, {center_y:g}) lies outside {width:g}x{height:g} pixels")
-    return sound(validate_intrinsics, matrix, str(path)), (int(width), int(height))
+    size = (int(width), int(height))
+    return sound(validate_intrinsics, matrix, str(path), size), size
 
 
 # ---------------------------------------------------------------------------------------------------------------- boxes

@@ -237,10 +237,10 @@ def inside(root: Path, relative: str) -> Path:
     return path
 
 
-def sound(check: Callable[..., Float], value: Any, where: str) -> Float:
+def sound(check: Callable[..., Float], value: Any, where: str, *more: Any) -> Float:
     """Runs a validator of processing.geometry_vggt_qwen3 and turns its ValueError into a SourceError."""
     try:
-        return check(value, where)
+        return check(value, where, *more)
     except ValueError as error:
         raise SourceError(str(error)) from error
 

@@ -313,13 +313,7 @@ def _fit_intrinsics(camera: Camera, image: Image.Image, path: Path) -> Float:
             )
         intrinsics[0] *= scale_x
         intrinsics[1] *= scale_y
-    center_x, center_y = intrinsics[0, 2], intrinsics[1, 2]
-    if not (0 < center_x < width and 0 < center_y < height):
-        raise ValueError(
-            f"{path}: the camera's centre ({center_x:g}, {center_y:g}) lies outside the photograph of {width}x{height} "
-            "pixels; give the intrinsics of this size"
-        )
-    return intrinsics
+    return validate_intrinsics(intrinsics, str(path), (width, height))
 
 
 def _smallest_rotation_to_z(up: Float) -> Float:

@@ -103,9 +103,10 @@ def _photograph(scene: PlanesScene, relative: str, where: str) -> Path:
 def _frame(record: Any, photograph: Path, world_from_source: Float, where: str) -> Frame:
     pose = numbers(key_of(record, "pose", list, where), (4, 4), f"{where}, pose")
     intrinsics = numbers(key_of(record, "intrinsics", list, where), (3, 3), f"{where}, intrinsics")
-    sound(validate_intrinsics, intrinsics, f"{where}, intrinsics")
+    size = open_image(read_file(photograph), str(photograph)).size
+    sound(validate_intrinsics, intrinsics, f"{where}, intrinsics", size)
     world_from_cam = world_from_source @ sound(validate_world_from_cam, pose, f"{where}, pose")
-    return Frame(photograph.stem, open_image(read_file(photograph), str(photograph)).size, intrinsics, world_from_cam)
+    return Frame(photograph.stem, size, intrinsics, world_from_cam)
 
 
 def _planes(path: Path, world_from_source: Float, skips: Skips) -> list[Target]:

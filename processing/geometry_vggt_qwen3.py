@@ -50,16 +50,18 @@ def validate_world_from_cam(world_from_cam: ArrayLike, name: str = "world_from_c
     return matrices
 
 
-def validate_intrinsics(intrinsics: ArrayLike, name: str = "intrinsics") -> Float:
+def validate_intrinsics(intrinsics: ArrayLike, name: str = "intrinsics", size: tuple[int, int] | None = None) -> Float:
     """Checks pinhole matrices [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels and returns them as float64.
 
     Args:
         intrinsics: [3, 3] or [views, 3, 3].
         name: what errors call the value.
+        size: (width, height) in pixels of whole photographs, within which the centre must lie: it tells intrinsics
+            stated for a larger size. None = any.
 
     Raises:
-        ValueError: wrong shape, a non-finite value, a focal length that is not positive (singular), skew, or another
-            last row; names the view.
+        ValueError: wrong shape, a non-finite value, a focal length that is not positive (singular), skew, another last
+            row, or a centre outside; names the view.
     """
     matrices = _as_matrices(intrinsics, 3, name)
     focals = matrices[..., [0, 1], [0, 1]]
@@ -75,6 +77,14 @@ def validate_intrinsics(intrinsics: ArrayLike, name: str = "intrinsics") -> Floa
         matrices,
         f"{name}{{view}} is {{rows}}, wanted [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; undistort the image first",
     )
+    if size is not None:
+        centers = matrices[..., :2, 2]
+        _refuse(
+            ((centers <= 0) | (centers >= size)).any(axis=-1),
+            centers,
+            f"{name}{{view}}: the camera's centre ({{value[0]:g}}, {{value[1]:g}}) lies outside the photograph of "
+            f"{size[0]}x{size[1]} pixels; give the intrinsics of this size",
+        )
     return matrices
 
 

@@ -296,6 +296,21 @@ def test_photographs_outside_the_root_are_refused(tmp_path: Path, truth: Truth, 
     assert ("refused" in skips.examples["camera unreadable"][0]) == ("secret" in path)
 
 
+def test_intrinsics_of_another_size_are_refused(tmp_path: Path, truth: Truth) -> None:
+    """An app stored smaller photographs than the camera took."""
+    larger = np.diag([2.0, 2.0, 1.0]) @ truth.intrinsics
+    folder = write_capture(tmp_path / "roomplan", truth, turns=0)
+    path = folder / "frames" / "frame_00001.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intrinsics": larger.ravel().tolist()}))
+    skips = Skips()
+    open_roomplan(find_roomplan(tmp_path / "roomplan")["living-room"], skips)
+    assert skips.counts == {"camera unreadable": 1}
+    assert "frame_00001.json, intrinsics: the camera's centre" in skips.examples["camera unreadable"][0]
+    write_planes(tmp_path / "planes", truth, intrinsics=larger.tolist())
+    with pytest.raises(SourceError, match=r"lies outside the photograph of \d+x\d+ pixels; give the intrinsics"):
+        open_planes(find_planes(tmp_path / "planes")["47000000"], Skips(True), (0, -1, 0))
+
+
 def test_a_huge_photograph_is_refused(tmp_path: Path, truth: Truth) -> None:
     folder = write_capture(tmp_path, truth, depth=False)
     Image.new("1", (9000, 9000)).save(folder / "frames" / "frame_00000.png")
