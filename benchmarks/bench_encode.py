@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import importlib
 import json
 import platform
@@ -184,6 +185,9 @@ def time_encoder(
     name: str, encode: Callable[[torch.Tensor], Any], sizes: Sequence[Size], settings: Settings
 ) -> list[dict[str, Any]]:
     """One row a size; a size that does not fit into memory has `error` in place of figures."""
+    gc.collect()
+    if settings.device.type == "cuda":
+        torch.cuda.empty_cache()  # graphs of an encoder timed before have pools
     rows = []
     for size in sizes:
         row = {"encoder": name, **asdict(size), "tera_operations": count_operations(settings.config, size)}

@@ -338,7 +338,8 @@ def run_table(args: argparse.Namespace, words: Sequence[str]) -> bool:
 
     def finish(model: Model) -> None:
         model.run(runner)
-        with FileLock(plan.folder / "results.lock"):  # another command may train other rows in the same folder
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{args.output}.lock"):  # another command may train other rows
             entry = result_of(model, machine, shlex.join(words))
             write_figures(args.output, merged(args.output, entry))
             print(f"{time.strftime('%H:%M:%S')} {model.folder.name}: in {args.output}", flush=True)

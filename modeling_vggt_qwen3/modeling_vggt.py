@@ -351,6 +351,12 @@ class VggtPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **kwargs: Any) -> str:
+        """The library asks before it sets one; "fa3" where no package has it is an ImportError, and nothing is set."""
+        if attn_implementation == FLASH_3:
+            load_flash_3()
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, VggtBlock):
@@ -463,16 +469,6 @@ class VggtModel(VggtPreTrainedModel):
             if frame is not None:
                 maps[layer] = _keep([frame, x.to(dtype)], outputs.get(layer))
         return maps
-
-    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
-        """See the library; "fa3" is FlashAttention-3.
-
-        Raises:
-            ImportError: for "fa3" where no package has it; the model stays as it is.
-        """
-        if attn_implementation == FLASH_3:
-            load_flash_3()
-        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def set_fused_rotary(self, enabled: bool = True) -> VggtModel:
         """Lets a kernel of our own normalise and turn q and k on a GPU, where no gradient is kept; returns the model.

@@ -233,11 +233,11 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         mask = visual.mask.to(embeds.device)
         counts = placeholders.sum(1), mask.sum(1)[scene_index]
         found = _visual_tokens(visual.pooler_output.to(embeds), mask, scene_index, placeholders)
+        embeds = torch.where(placeholders.unsqueeze(-1), found, embeds)
         if _is_recording(mask):  # nothing can be read, so that it must show in the loss
-            found = found.masked_fill((counts[0] != counts[1])[:, None, None], torch.nan)
-        else:
-            _check_counts(*counts)
-        return torch.where(placeholders.unsqueeze(-1), found, embeds)
+            return embeds.masked_fill((counts[0] != counts[1])[:, None, None], torch.nan)
+        _check_counts(*counts)
+        return embeds
 
     @staticmethod
     def _check_scene_index(
@@ -482,23 +482,22 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
             task_ids: int64 [B, T] into `config.task_names`; None = one task of weight 1.
             token_weights: float32 [B, T]; None = 1 everywhere.
             denominators: float [tasks], Σ w of each task over all micro-batches and ranks; None = this batch alone.
-            answer_positions: int64 [K], where `labels[:, 1:].flatten()` holds labels, and anywhere else to fill up;
-                None = look for them, which waits for the device.
+            answer_positions: int64 [K], where in `labels.flatten()` the labels of `labels[:, 1:]` are, each once, and
+                to fill up other places of it; None = look for them, which waits for the device.
 
         Returns:
             float32 scalar; 0 with a graph where no token is labelled.
         """
         num_tasks = len(self.config.task_names)
         if answer_positions is None:
-            answer_positions = (labels[:, 1:] != IGNORE_INDEX).flatten().nonzero().squeeze(-1)
-
-        before = answer_positions + answer_positions // max(1, labels.shape[1] - 1)  # in all of [B, T]
+            places = torch.arange(labels.numel(), device=labels.device).view_as(labels)
+            answer_positions = places[:, 1:][labels[:, 1:] != IGNORE_INDEX]
 
         def at_labels(values: torch.Tensor) -> torch.Tensor:
-            return values.flatten().index_select(0, before + 1)
+            return values.flatten().index_select(0, answer_positions)
 
         found = at_labels(labels)
-        logits = self.lm_head(hidden.flatten(0, 1).index_select(0, before)).float()
+        logits = self.lm_head(hidden.flatten(0, 1).index_select(0, answer_positions - 1)).float()
         losses = F.cross_entropy(logits, found, reduction="none", ignore_index=IGNORE_INDEX)
         weights = (found != IGNORE_INDEX).to(losses.dtype)
         if token_weights is not None:

@@ -153,7 +153,7 @@ def test_answer_positions_find_every_label_and_fill_up_with_none():
     labels = torch.full((3, 9000), IGNORE_INDEX)
     labels[0, 5:9], labels[2, 8999], labels[1, 1] = 7, 8, 9
     positions = answer_positions(labels)
-    flat = labels[:, 1:].flatten()
+    flat = labels.flatten()
     assert len(positions) == GRAPH_LABELS_MULTIPLE
     assert sorted(flat[positions][flat[positions] != IGNORE_INDEX].tolist()) == [7] * 4 + [8, 9]
     labels[:, 1:] = 3

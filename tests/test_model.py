@@ -216,10 +216,12 @@ def test_where_nothing_can_be_read_wrong_placeholders_show_in_the_result(model, 
     monkeypatch.setattr(modeling_vggt_qwen3, "_is_recording", lambda _: True)
     batch = fake_batch(model.config)
     assert logits(model, batch).isfinite().all()
-    wrong = batch["input_ids"].clone()
-    wrong[1, (wrong[1] == model.config.image_token_id).nonzero()[0]] = 1
-    found = logits(model, {**batch, "input_ids": wrong})
-    assert found[0].isfinite().all() and found[1].isnan().all()
+    places = (batch["input_ids"][1] == model.config.image_token_id).nonzero()[:, 0]
+    for missing in (places[:1], places):
+        wrong = batch["input_ids"].clone()
+        wrong[1, missing] = 1
+        found = logits(model, {**batch, "input_ids": wrong})
+        assert found[0].isfinite().all() and found[1].isnan().all()
 
 
 def test_checkpoints_must_be_whole(model, tmp_path):

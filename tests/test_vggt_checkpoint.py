@@ -230,12 +230,12 @@ def test_where_checkpoints_are_looked_for(tmp_path):
 
 def test_takes_the_first_file_that_a_repository_has(tmp_path, monkeypatch):
     def download(repository: str, name: str) -> str:
-        if (repository, name) == ("someone/commercial", "vggt_1B_commercial.pt"):
+        if repository == "someone/most" and name != convert_vggt_checkpoint.HUB_FILES[0]:
             return str(tmp_path / name)
         raise EntryNotFoundError(name)
 
     monkeypatch.setattr(convert_vggt_checkpoint, "hf_hub_download", download)
-    assert locate_checkpoint("someone/commercial") == tmp_path / "vggt_1B_commercial.pt"
+    assert locate_checkpoint("someone/most") == tmp_path / convert_vggt_checkpoint.HUB_FILES[1]
     with pytest.raises(FileNotFoundError, match="neither a file nor a Hub repository"):
         locate_checkpoint("someone/else")
 

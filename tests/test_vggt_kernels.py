@@ -72,6 +72,8 @@ def test_flash_3_must_be_installed(monkeypatch):
     model = VggtModel(small_config())
     with pytest.raises(ImportError, match="install the package flash_attn_3, or fa3-fwd"):
         model.set_attn_implementation("fa3")
+    with pytest.raises(ImportError, match="install the package flash_attn_3, or fa3-fwd"):
+        VggtModel._from_config(small_config(), attn_implementation="fa3")
     model(fake_views())
     model.config._attn_implementation = "fa3"  # as a configuration may say
     with pytest.raises(ImportError, match="install the package flash_attn_3, or fa3-fwd"):

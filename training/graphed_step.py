@@ -92,9 +92,18 @@ class GraphedStep:
             self._shapes.clear()
             self._state = state
         leaves = dict(_leaves(inputs))
-        shape = self._shapes.setdefault(tuple(self._kind(*leaf) for leaf in leaves.items()), _Shape())
+        key = tuple(self._kind(*leaf) for leaf in leaves.items())
+        shape = self._shapes.setdefault(key, _Shape())
         if shape.replay is None and shape.calls >= WARM and not shape.has_failed and not self._is_full():
-            self._record(shape, inputs)
+            try:
+                self._record(shape, inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                message = f"a step could not be recorded as a CUDA graph and runs without one: {error}"
+                warnings.warn(message, stacklevel=2)
+                self._shapes.clear()
+                shape = self._shapes[key] = _Shape(has_failed=True)
         shape.calls += 1
         if shape.replay is None:
             numbers = self.recorder.run(lambda: self._compute(shape, inputs))
@@ -132,12 +141,10 @@ class GraphedStep:
         try:
             with hold_constants() as shape.constants:
                 shape.replay, shape.numbers = self.recorder.record(lambda: self._compute(shape, shape.inputs))
-        except RuntimeError as error:
-            shape.has_failed = True
-            warnings.warn(f"a step could not be recorded as a CUDA graph and runs without one: {error}", stacklevel=3)
-        shape.gradients = [parameter.grad for parameter in self.parameters]
-        for parameter in self.parameters:
-            parameter.grad = None
+            shape.gradients = [parameter.grad for parameter in self.parameters]
+        finally:
+            for parameter in self.parameters:
+                parameter.grad = None
 
     def _may_change(self, leaf: Any) -> bool:
         """Whether it is read from memory; anything else is read while the graph is recorded."""

@@ -244,18 +244,18 @@ class PreparedCollator:
 
 
 def answer_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Labels [B, T] -> int64 [K], where `labels[:, 1:].flatten()` holds some, filled up with a place that holds none.
+    """Labels [B, T] -> int64 [K], as `answer_loss` wants them, filled up with places that hold none, one by one.
 
     Raises:
         ValueError: where every place holds a label.
     """
-    flat = labels[:, 1:].flatten() != IGNORE_INDEX
-    found, rest = flat.nonzero().squeeze(-1), (~flat).nonzero()
+    places = torch.arange(labels.numel()).view_as(labels)[:, 1:]
+    is_label = labels[:, 1:] != IGNORE_INDEX
+    found, rest = places[is_label], places[~is_label]
     if not len(rest):
         raise ValueError("every token of the batch is a label: there is no question before the answers")
-    out = rest[0].repeat(max(1, -(-len(found) // GRAPH_LABELS_MULTIPLE)) * GRAPH_LABELS_MULTIPLE)
-    out[: len(found)] = found
-    return out
+    missing = -len(found) % GRAPH_LABELS_MULTIPLE if len(found) else GRAPH_LABELS_MULTIPLE
+    return torch.cat((found, rest[torch.arange(missing) % len(rest)]))
 
 
 class DrawnScenes(TorchDataset):
