@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.bench_encode import describe_machine
+from benchmarks.bench_encode import describe_machine, pool_bytes
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
 from training.assembly import load_model
@@ -139,8 +139,13 @@ def measure(bench: Bench, variant: str, num_views: int, batch: int, with_actions
         row["second_ms"] = time_second_question(bench, views, batch, options)
     if with_actions and variant != "static":
         row |= time_action(bench, views, batch, options)
-    row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9 if bench.on_gpu else None
+    row["peak_gb"] = peak_bytes() / 1e9 if bench.on_gpu else None
     return row
+
+
+def peak_bytes() -> int:
+    """Most that was allocated, and what the graphs of all shapes so far hold beside it."""
+    return torch.cuda.max_memory_allocated() + pool_bytes(torch.cuda.memory_snapshot())
 
 
 def time_second_question(bench: Bench, views: Sequence[np.ndarray], batch: int, options: dict[str, Any]) -> float:

@@ -1,11 +1,11 @@
-"""CUDA graphs of an encoder: one launch a call, so that the GPU never waits for the host."""
+"""CUDA graphs of an encoder: a launch for each kept layer, so that the GPU never waits for the host."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -17,110 +17,132 @@ One alone is never let go of: from torch 2.12 on the end of a graph frees cuBLAS
 recorded on, which the others use (https://github.com/pytorch/pytorch/issues/193402).
 """
 
+Section = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+"""The stream -> the stream some blocks later, for which it may be overwritten, and other results."""
+RunSection = Callable[[Section, torch.Tensor], tuple[torch.Tensor, ...]]
 Maps = dict[int, torch.Tensor]
-Encode = Callable[[torch.Tensor, Maps | None], Maps]
-"""Images, and tensors to fill in place of new ones -> layer -> tokens."""
 
 
 @dataclass
-class CapturedGraph:
-    """A graph, where it reads and writes, and the constants that it reads."""
+class RecordedSection:
+    """A graph, and where it leaves its results, the first of them where it finds the stream."""
 
     graph: torch.cuda.CUDAGraph
-    images: torch.Tensor
-    maps: Maps
-    constants: list[object]
+    results: tuple[torch.Tensor, ...]
+
+
+@dataclass
+class RecordedCall:
+    """The sections of a call in their order, and the constants that they read."""
+
+    sections: list[RecordedSection] = field(default_factory=list)
+    constants: list[object] = field(default_factory=list)
 
 
 class EncoderGraphs:
-    """Captures an encoder once for each kind of input, then replays.
+    """Records the sections of an encoder once for each kind of input, then replays them.
 
-    All graphs share the memory of their intermediate tensors and the buffers of their inputs and outputs, which are as
-    large as the largest input needs: memory does not grow with the number of graphs. What a call returns is a copy, no
-    other call overwrites it. Calls from several threads and streams wait for one another.
+    Kept layers are made between sections, by whoever calls: no graph holds memory for them. All graphs share the memory
+    of their intermediate tensors and the buffers of stream and results, which are as large as the largest input needs:
+    memory does not grow with the number of graphs. Calls from several threads and streams wait for one another.
 
     Graphs hold addresses of the weights. Weights changed in place are seen by the next call; once any lies elsewhere (a
-    cast, a move, an assignment), all graphs are dropped and captured again as needed.
+    cast, a move, an assignment), all graphs are dropped and recorded again as needed.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._parameters = [module._parameters for module in model.modules() if module._parameters]
         self._lock = threading.Lock()
-        self._graphs: dict[Hashable, CapturedGraph] = {}
-        self._buffers: dict[Hashable, torch.Tensor] = {}
+        self._calls: dict[Hashable, RecordedCall] = {}
+        self._buffers: dict[int, torch.Tensor] = {}
         self._addresses: list[int] = []
         self._stream: torch.cuda.Stream | None = None
         self._pool: tuple[int, int] | None = None
         self._done: torch.cuda.Event | None = None
 
     def __len__(self) -> int:
-        return len(self._graphs)
+        return len(self._calls)
 
     def run(
         self,
-        encode: Encode,
+        encode: Callable[[RunSection], Maps],
         images: torch.Tensor,
         key: Hashable,
         hold_constants: Callable[[], AbstractContextManager[list[object]]],
     ) -> Maps:
-        """What `encode(images, None)` returns, without gradients.
+        """What `encode` returns, without gradients.
 
         Args:
-            encode: the function to capture; for the same key and kind of images it must launch the same work.
+            encode: hands its sections to its argument, one after another. For the same key and kind of images they must
+                launch the same work. Results of a section are valid until the next one begins.
             images: on the GPU where all parameters lie.
             key: what the work depends on beside the images' shape and dtype and the parameters.
             hold_constants: context whose list takes in the cached tensors that are read within.
         """
         precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         key = (key, precision, images.shape, images.dtype, images.device)
-        with self._lock, torch.cuda.device(images.device):
+        # No graph may read weights that autocast keeps in another dtype for a while.
+        autocast = torch.autocast("cuda", precision, enabled=precision is not None, cache_enabled=False)
+        with self._lock, torch.cuda.device(images.device), torch.inference_mode(False), torch.no_grad(), autocast:
             self._drop_stale_graphs()
             caller = torch.cuda.current_stream()
             if self._done is not None:
                 caller.wait_event(self._done)
-            captured = self._graphs.get(key)
-            if captured is None:
-                if len(self._graphs) == MAX_GRAPHS:
-                    self._graphs.clear()
-                # No graph may read weights that autocast keeps in another dtype for a while.
-                autocast = torch.autocast("cuda", precision, enabled=precision is not None, cache_enabled=False)
-                with torch.inference_mode(False), torch.no_grad(), autocast:
-                    captured = self._graphs[key] = self._capture(encode, images, hold_constants)
-            captured.images.copy_(images)
-            captured.graph.replay()
-            maps = {layer: buffer.clone() for layer, buffer in captured.maps.items()}
+            if key in self._calls:
+                sections = iter(self._calls[key].sections)
+                maps = encode(lambda _, x: _replay(next(sections), x))
+            else:
+                if len(self._calls) == MAX_GRAPHS:
+                    self._calls.clear()
+                maps = self._record_call(encode, key, hold_constants)
             self._done = caller.record_event()
         return maps
 
-    def _capture(
+    def _record_call(
         self,
-        encode: Encode,
-        images: torch.Tensor,
+        encode: Callable[[RunSection], Maps],
+        key: Hashable,
         hold_constants: Callable[[], AbstractContextManager[list[object]]],
-    ) -> CapturedGraph:
-        """Runs once for real, which compiles, fills caches and tells the shapes; then once for the record."""
+    ) -> Maps:
+        call = RecordedCall()
+        try:
+            with hold_constants() as call.constants:
+                maps = encode(lambda section, x: self._record(call, section, x))
+        except BaseException:
+            self._calls.clear()  # what was recorded so far ends, and with it all others: see MAX_GRAPHS
+            raise
+        self._calls[key] = call
+        return maps
+
+    def _record(self, call: RecordedCall, section: Section, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Runs a section, which compiles, fills caches and tells the shapes, and records it; returns what it made."""
         if self._stream is None:
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-        source = self._buffer("images", images)
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream), hold_constants() as constants:
-            source.copy_(images)
-            maps = {layer: self._buffer(layer, tokens) for layer, tokens in encode(source, None).items()}
+        caller = torch.cuda.current_stream()
+        self._stream.wait_stream(caller)
+        with torch.cuda.stream(self._stream):
+            stream = self._buffer(0, x)
+            made = section(stream.copy_(x))
+            results = (stream, *(self._buffer(place, other) for place, other in enumerate(made[1:], 1)))
+            _move(made, results)
+            del made
         graph = torch.cuda.CUDAGraph()
         # Other threads may allocate meanwhile: only this one must not.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            encode(source, maps)
-        return CapturedGraph(graph, source, maps, constants)
+            _move(section(stream), results)
+        caller.wait_stream(self._stream)
+        call.sections.append(RecordedSection(graph, results))
+        return results
 
-    def _buffer(self, name: Hashable, like: torch.Tensor) -> torch.Tensor:
-        """A tensor of this shape and dtype in the buffer of this name, which a larger one replaces as needed.
+    def _buffer(self, place: int, like: torch.Tensor) -> torch.Tensor:
+        """A tensor of this shape and dtype in the buffer of this place, which a larger one replaces as needed.
 
         Graphs that use the smaller one keep it alive.
         """
         size = like.numel() * like.element_size()
-        buffer = self._buffers.get(name)
+        buffer = self._buffers.get(place)
         if buffer is None or len(buffer) < size:
-            buffer = self._buffers[name] = torch.empty(size, dtype=torch.uint8, device=like.device)
+            buffer = self._buffers[place] = torch.empty(size, dtype=torch.uint8, device=like.device)
         return buffer[:size].view(like.dtype).view(like.shape)
 
     def _drop_stale_graphs(self) -> None:
@@ -131,9 +153,22 @@ class EncoderGraphs:
             if parameter is not None
         ]
         if addresses != self._addresses:
-            self._graphs.clear()
+            self._calls.clear()
             self._buffers.clear()
             self._addresses = addresses
 
 
-__all__ = ["EncoderGraphs"]
+def _replay(recorded: RecordedSection, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    _move((x,), recorded.results[:1])
+    recorded.graph.replay()
+    return recorded.results
+
+
+def _move(made: tuple[torch.Tensor, ...], places: tuple[torch.Tensor, ...]) -> None:
+    """Copies what does not lie in its place already."""
+    for tensor, place in zip(made, places, strict=True):
+        if tensor.data_ptr() != place.data_ptr():
+            place.copy_(tensor)
+
+
+__all__ = ["EncoderGraphs", "RunSection"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
@@ -28,7 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtConfig
-from .cuda_graphs_vggt_qwen3 import EncoderGraphs
+from .cuda_graphs_vggt_qwen3 import EncoderGraphs, RunSection
 from .kernels_vggt_qwen3 import FLASH_3, load_flash_3, norm_and_turn_, turns
 from .loading_vggt_qwen3 import StrictLoadingMixin
 
@@ -280,11 +280,16 @@ class VggtBlock(GradientCheckpointingLayer):
         self.mlp_scale = nn.Parameter(torch.full((dim,), layer_scale_init))
 
     def forward(
-        self, x: torch.Tensor, rotary: RotaryTables | None = None, key_mask: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        rotary: RotaryTables | None = None,
+        key_mask: torch.Tensor | None = None,
+        overwrite: bool = False,
     ) -> torch.Tensor:
-        """Stream [batch, tokens, dim]; see `VggtAttention` for the tables and the mask."""
-        x = x.addcmul(self.attention(self.norm1(x), rotary, key_mask), self.attention_scale)
-        return x.addcmul(self.mlp(self.norm2(x)), self.mlp_scale)
+        """Stream [batch, tokens, dim], which may be overwritten; see `VggtAttention` for the tables and the mask."""
+        add = torch.Tensor.addcmul_ if overwrite else torch.addcmul
+        x = add(x, self.attention(self.norm1(x), rotary, key_mask), self.attention_scale)
+        return add(x, self.mlp(self.norm2(x)), self.mlp_scale)
 
 
 class VggtPatchEmbedding(nn.Module):
@@ -308,13 +313,13 @@ class VggtPatchEmbedding(nn.Module):
         )
         self.norm = VggtLayerNorm(dim, eps=eps)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalised images float32 [N, 3, H, W] -> normalised patch tokens float32 [N, P, C], row by row."""
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised images float32 [N, 3, H, W] -> class token, registers and patches row by row [N, 5 + P, C]."""
         size, rows, columns = self.patch_size, pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size
         patches = pixels.unflatten(-1, (columns, size)).unflatten(-3, (rows, size))  # [N, 3, rows, size, columns, size]
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, P, 3 * size²]
         positions = self.resized_positions(rows, columns)
-        x = torch.cat(
+        return torch.cat(
             (
                 (self.cls_token + positions[:, :1]).expand(len(pixels), -1, -1),
                 self.register_tokens.float().expand(len(pixels), -1, -1),
@@ -322,8 +327,15 @@ class VggtPatchEmbedding(nn.Module):
             ),
             dim=1,
         )
+
+    def transform(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        """The tokens of `embed`, overwritten unless a gradient needs them -> the stream after all blocks."""
         for block in self.blocks:
-            x = block(x)
+            x = block(x, overwrite=not torch.is_grad_enabled())
+        return (x,)
+
+    def patches_of(self, x: torch.Tensor) -> torch.Tensor:
+        """The stream after all blocks -> normalised patch tokens float32 [N, P, C]."""
         return self.norm(x[:, 1 + self.register_tokens.shape[1] :], torch.float32)
 
     def resized_positions(self, rows: int, columns: int) -> torch.Tensor:
@@ -425,13 +437,13 @@ class VggtModel(VggtPreTrainedModel):
         self._check_pixels(pixel_values)
         if self._can_use_graphs(pixel_values, view_mask):
             maps = self._graphs.run(
-                lambda images, outputs: self._encode(images, None, layers, outputs),
+                lambda run: self._encode(pixel_values, None, layers, run),
                 pixel_values,
                 key=(*layers, self.config._attn_implementation),
                 hold_constants=hold_constants,
             )
         else:
-            maps = self._encode(pixel_values, view_mask, layers)
+            maps = self._encode(pixel_values, view_mask, layers, lambda section, x: section(x))
         return VggtModelOutput(
             last_hidden_state=maps[self.config.num_hidden_layers - 1],
             feature_maps={layer: maps[layer] for layer in layers},
@@ -439,36 +451,48 @@ class VggtModel(VggtPreTrainedModel):
         )
 
     def _encode(
-        self,
-        pixel_values: torch.Tensor,
-        view_mask: torch.Tensor | None,
-        layers: list[int],
-        outputs: dict[int, torch.Tensor] | None = None,
+        self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None, layers: list[int], run: RunSection
     ) -> dict[int, torch.Tensor]:
-        """The layers asked for and the last one; written into `outputs`, if given, and returned."""
+        """The layers asked for and the last one; `run` calls the parts that take the time, or replays their graphs."""
         if self.config._attn_implementation == FLASH_3:
             load_flash_3()
         num_special, last = self.config.num_special_tokens, self.config.num_hidden_layers - 1
-        num_scenes, num_views = pixel_values.shape[:2]
+        views = pixel_values.shape[:2]
         rows, columns = (side // self.config.patch_size for side in pixel_values.shape[3:])
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         rotary = grid_rotary_tables(rows, columns, num_special, head_dim, self.config.rope_theta, pixel_values.device)
         key_mask = None if view_mask is None else self.make_key_mask(view_mask, num_special + rows * columns)
 
-        patches = self.patch_embed(normalize_pixels(pixel_values).flatten(0, 1)).unflatten(0, (num_scenes, num_views))
-        outputs, dtype = outputs or {}, self.camera_token.dtype
-        maps = {}
+        tokens = self.patch_embed.embed(normalize_pixels(pixel_values).flatten(0, 1))
+        (tokens,) = run(self.patch_embed.transform, tokens)
+        patches = self.patch_embed.patches_of(tokens).unflatten(0, views)
+        dtype, maps = self.camera_token.dtype, {}
         if PATCH_EMBEDDING_LAYER in layers:
-            maps[PATCH_EMBEDDING_LAYER] = _keep([patches.to(dtype)], outputs.get(PATCH_EMBEDDING_LAYER))
-        x = torch.cat((self._special_tokens(num_scenes, num_views), patches), dim=2)  # [S, V, 5 + P, C]
-        del patches
-        for layer, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks)):
-            x = frame_block(_by_itself(x.flatten(0, 1)), rotary).unflatten(0, (num_scenes, num_views))
-            frame = x.to(dtype) if layer in layers or layer == last else None
-            x = global_block(_by_itself(x.flatten(1, 2)), rotary, key_mask).unflatten(1, (num_views, -1))
-            if frame is not None:
-                maps[layer] = _keep([frame, x.to(dtype)], outputs.get(layer))
+            maps[PATCH_EMBEDDING_LAYER] = patches.to(dtype)
+        x = torch.cat((self._special_tokens(*views), patches), dim=2)  # [S, V, 5 + P, C]
+        del tokens, patches
+        begin = 0
+        for layer in [layer for layer in range(last + 1) if layer in layers or layer == last]:
+            x, frame = run(partial(self._pairs, begin=begin, end=layer + 1, rotary=rotary, key_mask=key_mask), x)
+            maps[layer] = torch.cat((frame, x.to(dtype)), dim=-1)
+            begin = layer + 1
         return maps
+
+    def _pairs(
+        self, x: torch.Tensor, begin: int, end: int, rotary: RotaryTables, key_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stream [S, V, 5 + P, C], overwritten unless a gradient needs it, after pairs `begin` to `end` - 1.
+
+        Also what the last of their frame blocks made, in the dtype of the weights.
+        """
+        views, overwrite = x.shape[:2], not torch.is_grad_enabled()
+        for layer in range(begin, end):
+            x = self.frame_blocks[layer](_by_itself(x.flatten(0, 1)), rotary, None, overwrite).unflatten(0, views)
+            if layer == end - 1:
+                frame = x.to(self.camera_token.dtype, copy=overwrite)
+            x = self.global_blocks[layer](_by_itself(x.flatten(1, 2)), rotary, key_mask, overwrite)
+            x = x.unflatten(1, (views[1], -1))
+        return x, frame
 
     def set_fused_rotary(self, enabled: bool = True) -> VggtModel:
         """Lets a kernel of our own normalise and turn q and k on a GPU, where no gradient is kept; returns the model.
@@ -485,14 +509,14 @@ class VggtModel(VggtPreTrainedModel):
         Each kind of block (patch embedding, frame, global) is compiled once for any number of views and any image
         size, and once more for a single view: compile time does not grow with the depth.
 
-        With CUDA graphs the first call for each shape of `pixel_values` runs twice and is recorded; later calls of that
-        shape are one launch. This is what makes few views fast. The graphs of 16 shapes are kept (see
+        With CUDA graphs the first call for each shape of `pixel_values` is recorded while it runs; later calls of that
+        shape are a launch for each kept layer. This is what makes few views fast. The graphs of 16 shapes are kept (see
         `EncoderGraphs`); outputs are the caller's own. Where no graph can serve (gradients, padded views, no GPU), a
         warning says so and the compiled blocks run one by one, to the same end. After an exchange of modules, e.g. by
         adapters, call this again.
 
         Args:
-            cuda_graphs: whether to record CUDA graphs of the whole encoder.
+            cuda_graphs: whether to record CUDA graphs of all blocks.
             **options: those of `torch.compile`, e.g. `mode="max-autotune-no-cudagraphs"`.
 
         Raises:
@@ -568,11 +592,6 @@ class VggtModel(VggtPreTrainedModel):
             )
         if pixel_values.dtype != torch.uint8 and not pixel_values.is_floating_point():
             raise ValueError(f"pixel_values is {pixel_values.dtype}; wanted uint8, or float in [0, 1]")
-
-
-def _keep(parts: list[torch.Tensor], output: torch.Tensor | None) -> torch.Tensor:
-    """The parts side by side, in `output` if there is one."""
-    return torch.cat(parts, dim=-1) if output is None else torch.cat(parts, dim=-1, out=output)
 
 
 def normalize_pixels(pixel_values: torch.Tensor) -> torch.Tensor:
