@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.bench_encode import describe_machine, pool_bytes
+from evaluation.files import write_json
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
 from training.assembly import load_model
@@ -32,6 +33,7 @@ FULL, TINY = "configs/models/vggt-1b-qwen3-4b.json", "configs/models/tiny.json"
 TINY_TOKENIZER = "configs/tokenizer-tiny"
 VARIANTS = ("plain", "static", "fast", "compiled", "int8")
 SHORT_ANSWER = 10
+CHECKED_ANSWERS = 16
 MOST_VIEWS = 16
 LABELS = (
     "armchair",
@@ -206,39 +208,44 @@ class Reference:
     logits: Sequence[torch.Tensor]
 
 
-def answer_plainly(bench: Bench, num_views: int, batch: int) -> Reference:
-    """Short answers to compare those of a variant with."""
-    inputs = bench.inputs(bench.photographs(num_views), batch)
-    moved = {key: value.to(bench.model.device) for key, value in inputs.items()}
-    output = bench.model.generate(
-        **moved,
-        do_sample=False,
-        max_new_tokens=SHORT_ANSWER,
-        min_new_tokens=SHORT_ANSWER,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    return Reference(inputs, output.sequences[:, inputs["input_ids"].shape[1] :], output.logits)
+def answer_plainly(bench: Bench, num_views: int, batch: int) -> list[Reference]:
+    """Short answers to compare those of a variant with, about a scene a batch."""
+    references = []
+    for _ in range(CHECKED_ANSWERS // batch):
+        inputs = bench.inputs(bench.photographs(num_views), batch)
+        moved = {key: value.to(bench.model.device) for key, value in inputs.items()}
+        output = bench.model.generate(
+            **moved,
+            do_sample=False,
+            max_new_tokens=SHORT_ANSWER,
+            min_new_tokens=SHORT_ANSWER,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        references.append(Reference(inputs, output.sequences[:, inputs["input_ids"].shape[1] :], output.logits))
+    return references
 
 
-def compare_tokens(bench: Bench, variant: str, wanted: Reference) -> dict[str, Any]:
+def compare_tokens(bench: Bench, variant: str, references: Sequence[Reference]) -> dict[str, Any]:
     """How many answers of a variant differ from the plain loop's, and how near the plain choice was to a tie.
 
     `largest_margin`: at the first difference of an answer, by how much the plain loop preferred its token over the
     variant's, in units of the logit's own rounding (its dtype's epsilon times its size).
     """
-    found = bench.generate(wanted.inputs, SHORT_ANSWER, options_of(variant))
-    margins = []
-    for row, differs in enumerate((found != wanted.tokens).tolist()):
-        if True in differs:
-            step = differs.index(True)
-            logits = wanted.logits[step][row].float()
-            best, other = (logits[tokens[row, step]] for tokens in (wanted.tokens, found))
-            margins.append(float((best - other) / (torch.finfo(bench.model.dtype).eps * best.abs())))
+    margins, answers = [], 0
+    for wanted in references:
+        found = bench.generate(wanted.inputs, SHORT_ANSWER, options_of(variant))
+        answers += len(found)
+        for row, differs in enumerate((found != wanted.tokens).tolist()):
+            if True in differs:
+                step = differs.index(True)
+                logits = wanted.logits[step][row].float()
+                best, other = (logits[tokens[row, step]] for tokens in (wanted.tokens, found))
+                margins.append(float((best - other) / (torch.finfo(bench.model.dtype).eps * best.abs())))
     return {
         "variant": variant,
-        "answers": len(found),
+        "answers": answers,
         "tokens_each": SHORT_ANSWER,
         "different_answers": len(margins),
         "largest_margin": max(margins, default=0.0),
@@ -320,32 +327,41 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
-    bench = build(options)
-    rows, checks = [], []
-    reference = answer_plainly(bench, options.views[-1], 16) if options.check else None
+def measure_all(bench: Bench, options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Fills `result`, which is written after every row, whatever becomes of the rest."""
+    references = answer_plainly(bench, options.views[-1], min(options.batch)) if options.check else []
+    rows, differences = result["rows"], result["differences"]
+
+    def note(finding: dict[str, Any]) -> None:
+        print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in finding.items()}), flush=True)
+        write_json(options.output, result)
+
     for variant in options.variants:
         prepare(bench, variant)
         for num_views in options.views:
             for batch in options.batch if num_views == 8 or len(options.views) == 1 else options.batch[:1]:
-                row = measure(bench, variant, num_views, batch, options.actions and batch == 1)
-                rows.append(row)
-                print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-        if reference is not None and variant not in ("plain", "static"):
-            checks.append(compare_tokens(bench, variant, reference))
-            print(json.dumps(checks[-1]), flush=True)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    machine = describe_machine(argparse.Namespace(device=bench.model.device))
-    result = {"machine": machine, "settings": settings, "rows": rows, "differences": checks}
+                rows.append(measure(bench, variant, num_views, batch, options.actions and batch == 1))
+                note(rows[-1])
+        if references and variant not in ("plain", "static"):
+            differences.append(compare_tokens(bench, variant, references))
+            note(differences[-1])
     if options.generations:
         result["memory"] = watch_memory(bench, options.generations)
-        print(json.dumps(result["memory"]), flush=True)
+        note(result["memory"])
     if bench.model._decoder is not None:
         result["captured_graphs"] = bench.model._decoder.num_captured
+    write_json(options.output, result)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    bench = build(options)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    machine = describe_machine(argparse.Namespace(device=bench.model.device))
+    result: dict[str, Any] = {"machine": machine, "settings": settings, "rows": [], "differences": []}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    plot(rows, options.output.with_suffix(".svg"))
+    measure_all(bench, options, result)
+    plot(result["rows"], options.output.with_suffix(".svg"))
     print(f"{options.output}, {options.output.with_suffix('.svg')}")
 
 
