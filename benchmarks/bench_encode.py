@@ -156,7 +156,8 @@ def random_images(size: Size, settings: Settings) -> torch.Tensor:
 def time_calls(call: Callable[[], Any], settings: Settings) -> dict[str, float | None]:
     """Median, fastest and slowest call in milliseconds; peak memory in gigabytes (10⁹ bytes), on a GPU alone.
 
-    Of CUDA graphs, of all sizes so far, the whole pool counts: replays leave no trace in the allocator's peak.
+    Of CUDA graphs, of all sizes so far, the whole pool counts: replays leave no trace in the allocator's peak. So the
+    largest size comes first, whose graph's pool serves the others, or which has none.
     """
     on_gpu = settings.device.type == "cuda"
     for _ in range(settings.warmup):
@@ -204,7 +205,7 @@ def time_encoder(
 
 
 def time_ours(sizes: Sequence[Size], settings: Settings, profile_path: Path | None) -> list[dict[str, Any]]:
-    """The encoder here; `profile_path` names a file for the operations of a call at the last size."""
+    """The encoder here; `profile_path` names a file for the operations of a call at the largest size."""
     model = build_ours(settings)
 
     def encode(images: torch.Tensor) -> None:
@@ -212,7 +213,7 @@ def time_ours(sizes: Sequence[Size], settings: Settings, profile_path: Path | No
 
     rows = time_encoder("VggtModel", encode, sizes, settings)
     if profile_path is not None:
-        images = random_images(sizes[-1], settings)
+        images = random_images(sizes[0], settings)
         profile_path.write_text(profile_call(lambda: encode(images), settings), encoding="utf-8")
     return rows
 
@@ -326,8 +327,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--reference-arguments", type=json.loads, default={}, help="JSON of its constructor's arguments"
     )
-    parser.add_argument("--accuracy", action="store_true", help="also the error against float32, at the first size")
-    parser.add_argument("--profile", action="store_true", help="also a table of operations, at the last size")
+    parser.add_argument("--accuracy", action="store_true", help="also the error against float32, at the smallest size")
+    parser.add_argument("--profile", action="store_true", help="also a table of operations, at the largest size")
     return parser.parse_args(arguments)
 
 
@@ -362,6 +363,7 @@ def main(arguments: list[str] | None = None) -> None:
         settings = read_settings(options)
         default_sizes = GPU_SIZES if settings.device.type == "cuda" else CPU_SIZES
         sizes = parse_sizes(options.sizes or default_sizes, settings.config.patch_size)
+        sizes.sort(key=lambda size: count_operations(settings.config, size), reverse=True)
         reference_class = find_class(options.reference) if options.reference else None
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
@@ -370,7 +372,7 @@ def main(arguments: list[str] | None = None) -> None:
     result: dict[str, Any] = {"machine": describe_machine(settings), "settings": describe(settings), "rows": rows}
     write_json(options.output, result)  # whatever becomes of the rest
     if options.accuracy:
-        result["relative_errors"] = relative_errors(settings, sizes[0])
+        result["relative_errors"] = relative_errors(settings, sizes[-1])
     if reference_class is not None:
         rows += time_reference(reference_class, options.reference_arguments, sizes, settings)
     write_json(options.output, result)

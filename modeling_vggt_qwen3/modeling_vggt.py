@@ -34,7 +34,7 @@ from .loading_vggt_qwen3 import StrictLoadingMixin
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
-CHUNK_TOKENS = 16_384
+CHUNK_TOKENS = 8_192
 """Without a graph to keep, token-wise work on more tokens than this goes piece by piece, which caps the peak memory."""
 COMPILED_PIECES = 4
 """Pieces under compilation: a fixed number, since each number would be compiled anew."""

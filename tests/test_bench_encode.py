@@ -32,6 +32,7 @@ def test_figures_of_ours_and_of_a_reference(tmp_path, monkeypatch):
     options += ["--repeats", "2", "--warmup", "1", "--dtype", "bfloat16", "--device", "cpu", "--accuracy", "--profile"]
     main([*options, "--reference", "other_encoder:Other", "--reference-arguments", '{"width": 4}'])
     result = json.loads(output.read_text())
+    assert [row["views"] for row in result["rows"]] == [2, 1] * 3  # largest first: its graph would serve the others
     rows = {(row["encoder"], row["views"]): row for row in result["rows"]}
     assert set(rows) == {(name, views) for name in ("VggtModel", "Other autocast", "Other weights") for views in (1, 2)}
     for row in rows.values():

@@ -38,6 +38,8 @@ SIZES = (len(CLASSES), len(COLOR_NAMES), BOX_NUMBERS, 3, BOX_NUMBERS, 1)
 HIDDEN = 384
 CONFIDENCE_WEIGHT = 0.2
 """Weight of the log of the predicted confidence, as in the source."""
+WEIGHTS = {"camera": 0.5, "depth": 0.1, "points": 0.1}
+"""Of what has gradients many times the others': at weight 1 the clipped steps would be theirs (docs/rooms.md)."""
 
 
 class DenseReconstruction(nn.Module):
@@ -95,7 +97,8 @@ class DenseReconstruction(nn.Module):
         losses["depth"] = _confident_l1(predicted.exp(), depth[..., None], confidence, known)
         predicted, confidence = model._predict_dense(model.point_head, chosen, size)
         losses["points"] = _confident_l1(predicted.sign() * predicted.abs().expm1(), points, confidence, known)
-        return ModelOutput(loss=sum(losses.values()), losses={k: v.detach() for k, v in losses.items()})
+        loss = sum(WEIGHTS.get(name, 1.0) * value for name, value in losses.items())
+        return ModelOutput(loss=loss, losses={k: v.detach() for k, v in losses.items()})
 
     def _patch_losses(
         self,
