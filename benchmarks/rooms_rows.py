@@ -90,7 +90,7 @@ ROWS = {
             "predecessor",
             "the predecessor's wiring: first view, last layer, untrained linear layer, no geometry",
             predecessor.edit_model,
-            settings={**_NO_LABELS, "trainable_parts": ["text"], "compile_parts": ["vision", "text"]},
+            settings={**_NO_LABELS, "trainable_parts": ["text"]},
             controls=("blind",),
             is_predecessor=True,
         ),

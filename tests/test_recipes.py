@@ -106,10 +106,6 @@ def num_logs(trainer: SceneTrainer) -> int:
     return sum("loss" in entry for entry in trainer.state.log_history)
 
 
-def compiled(trainer: SceneTrainer) -> bool:
-    return any(module._compiled_call_impl is not None for module in trainer.model.modules())
-
-
 def rays(trainer: SceneTrainer) -> dict[str, Any]:
     return {key: value.shape for key, value in batches(trainer)[0]["ray_targets"].items()}
 
@@ -160,7 +156,7 @@ CASES = {
     "max_steps": Case(2, lambda t: t.state.global_step, QUICK, trained=True),
     "tasks": Case(["rooms_qa"], lambda t: len(t.train_dataset), {"task_mix": None}),
     "any_answer": Case(False, lambda t: t.data_collator.any_answer),
-    "compile_parts": Case(["text"], compiled),
+    "cuda_graphs": Case(True, refused="cuda_graphs cannot be followed: the device is a CPU"),
     "objective": Case("reconstruction", refused="wants dense labels"),
     "vision_checkpoint": Case("nowhere", refused="vision_checkpoint is nowhere, but the checkpoint"),
     "prepare_data": Case("cpu", lambda t: t.prepared is None),
