@@ -1,20 +1,21 @@
-"""CUDA graphs of an encoder: a launch for each kept layer, so that the GPU never waits for the host."""
+"""CUDA graphs of an encoder: a launch up to each kept layer, so that the GPU hardly waits for the host."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 MAX_GRAPHS = 16
-"""Shapes whose graphs are kept, before all begin anew: 1 to 16 views of one resolution.
+"""Kinds of input whose graphs are kept, before all begin anew: 1 to 16 views of one resolution.
 
-One alone is never let go of: from torch 2.12 on the end of a graph frees cuBLAS's memory of the stream that it was
-recorded on, which the others use (https://github.com/pytorch/pytorch/issues/193402).
+Those of one alone are never let go of: from torch 2.12 on the end of a graph frees cuBLAS's memory of the stream that
+it was recorded on, which the others use (https://github.com/pytorch/pytorch/issues/193402).
 """
 
 Section = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
@@ -23,11 +24,40 @@ RunSection = Callable[[Section, torch.Tensor], tuple[torch.Tensor, ...]]
 Maps = dict[int, torch.Tensor]
 
 
+Result = TypeVar("Result")
+
+
+class CudaRecorder:
+    """Records work on a stream of its own, where it runs before as well: gradients remember their stream."""
+
+    def __init__(self) -> None:
+        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Runs it."""
+        current = torch.cuda.current_stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = work()
+        current.wait_stream(self.stream)
+        return result
+
+    def record(self, work: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+        """Records it without running it; returns what runs it, and where the result then lies.
+
+        Other threads may allocate meanwhile: only this one must not.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            result = work()
+        return graph.replay, result
+
+
 @dataclass
 class RecordedSection:
-    """A graph, and where it leaves its results, the first of them where it finds the stream."""
+    """What launches its graph, and where that leaves its results, the first of them where it finds the stream."""
 
-    graph: torch.cuda.CUDAGraph
+    replay: Callable[[], None]
     results: tuple[torch.Tensor, ...]
 
 
@@ -50,18 +80,23 @@ class EncoderGraphs:
     cast, a move, an assignment), all graphs are dropped and recorded again as needed.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, recorder: Any = None) -> None:
+        """`recorder`: see `CudaRecorder`, of which one is made when it is first needed."""
+        self._recorder = recorder
         self._parameters = [module._parameters for module in model.modules() if module._parameters]
         self._lock = threading.Lock()
         self._calls: dict[Hashable, RecordedCall] = {}
         self._buffers: dict[int, torch.Tensor] = {}
         self._addresses: list[int] = []
-        self._stream: torch.cuda.Stream | None = None
-        self._pool: tuple[int, int] | None = None
         self._done: torch.cuda.Event | None = None
 
     def __len__(self) -> int:
+        """Kinds of input that are recorded."""
         return len(self._calls)
+
+    def devices(self) -> set[torch.device]:
+        """Of all parameters."""
+        return {parameter.device for parameter in self._all_parameters()}
 
     def run(
         self,
@@ -88,15 +123,15 @@ class EncoderGraphs:
             caller = torch.cuda.current_stream()
             if self._done is not None:
                 caller.wait_event(self._done)
-            if key in self._calls:
-                sections = iter(self._calls[key].sections)
-                maps = encode(lambda _, x: _replay(next(sections), x))
-            else:
+            try:
+                if key in self._calls:
+                    sections = iter(self._calls[key].sections)
+                    return encode(lambda _, x: _replay(next(sections), x))
                 if len(self._calls) == MAX_GRAPHS:
                     self._calls.clear()
-                maps = self._record_call(encode, key, hold_constants)
-            self._done = caller.record_event()
-        return maps
+                return self._record_call(encode, key, hold_constants)
+            finally:  # also of a call that failed: what it launched still uses the buffers
+                self._done = caller.record_event()
 
     def _record_call(
         self,
@@ -116,22 +151,19 @@ class EncoderGraphs:
 
     def _record(self, call: RecordedCall, section: Section, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Runs a section, which compiles, fills caches and tells the shapes, and records it; returns what it made."""
-        if self._stream is None:
-            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-        caller = torch.cuda.current_stream()
-        self._stream.wait_stream(caller)
-        with torch.cuda.stream(self._stream):
+        if self._recorder is None:
+            self._recorder = CudaRecorder()
+
+        def run() -> tuple[torch.Tensor, ...]:
             stream = self._buffer(0, x)
             made = section(stream.copy_(x))
             results = (stream, *(self._buffer(place, other) for place, other in enumerate(made[1:], 1)))
             _move(made, results)
-            del made
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate meanwhile: only this one must not.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            _move(section(stream), results)
-        caller.wait_stream(self._stream)
-        call.sections.append(RecordedSection(graph, results))
+            return results
+
+        results = self._recorder.run(run)
+        replay, _ = self._recorder.record(lambda: _move(section(results[0]), results))
+        call.sections.append(RecordedSection(replay, results))
         return results
 
     def _buffer(self, place: int, like: torch.Tensor) -> torch.Tensor:
@@ -146,21 +178,19 @@ class EncoderGraphs:
         return buffer[:size].view(like.dtype).view(like.shape)
 
     def _drop_stale_graphs(self) -> None:
-        addresses = [
-            parameter.data_ptr()
-            for parameters in self._parameters
-            for parameter in parameters.values()
-            if parameter is not None
-        ]
+        addresses = [parameter.data_ptr() for parameter in self._all_parameters()]
         if addresses != self._addresses:
             self._calls.clear()
             self._buffers.clear()
             self._addresses = addresses
 
+    def _all_parameters(self) -> Iterator[nn.Parameter]:
+        return (each for own in self._parameters for each in own.values() if each is not None)
+
 
 def _replay(recorded: RecordedSection, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     _move((x,), recorded.results[:1])
-    recorded.graph.replay()
+    recorded.replay()
     return recorded.results
 
 
@@ -171,4 +201,4 @@ def _move(made: tuple[torch.Tensor, ...], places: tuple[torch.Tensor, ...]) -> N
             place.copy_(tensor)
 
 
-__all__ = ["EncoderGraphs", "RunSection"]
+__all__ = ["CudaRecorder", "EncoderGraphs", "RunSection"]

@@ -8,7 +8,7 @@ in bfloat16 the stream loses the small late updates, and rotary angles err by up
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from .loading_vggt_qwen3 import StrictLoadingMixin
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 CHUNK_TOKENS = 8_192
-"""Without a graph to keep, token-wise work on more tokens than this goes piece by piece, which caps the peak memory."""
+"""Without gradients, token-wise work on more tokens than this goes piece by piece, which caps the peak memory."""
 COMPILED_PIECES = 4
 """Pieces under compilation: a fixed number, since each number would be compiled anew."""
 GRAPH_TOKENS = 24_576
@@ -234,6 +234,19 @@ def _norm_and_turn(x: torch.Tensor, norm: VggtLayerNorm, rotary: RotaryTables) -
     return x
 
 
+def may_overwrite(blocks: Iterable[VggtBlock]) -> bool:
+    """Whether blocks may add to the stream in place: no gradient needs it, and no hook might keep what it is given."""
+    return not torch.is_grad_enabled() and not any(
+        each._forward_hooks or each._forward_pre_hooks or block.mlp_scale.dtype == torch.float64
+        for block in blocks
+        for each in (block, block.norm1, block.norm2)
+    )
+
+
+def _run(section: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return section(x)
+
+
 def _by_itself(x: torch.Tensor) -> torch.Tensor:
     """Without gradients, a view that knows nothing of its base: for each kind of base blocks would be compiled anew."""
     return x if torch.is_grad_enabled() else x.detach()
@@ -313,6 +326,14 @@ class VggtPatchEmbedding(nn.Module):
         )
         self.norm = VggtLayerNorm(dim, eps=eps)
 
+    def forward(self, pixels: torch.Tensor, run: RunSection | None = None) -> torch.Tensor:
+        """Normalised images float32 [N, 3, H, W] -> normalised patch tokens float32 [N, P, C], row by row.
+
+        `run` calls the blocks in its own way; see `EncoderGraphs`.
+        """
+        (x,) = (run or _run)(self.transform, self.embed(pixels))
+        return self.norm(x[:, 1 + self.register_tokens.shape[1] :], torch.float32)
+
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised images float32 [N, 3, H, W] -> class token, registers and patches row by row [N, 5 + P, C]."""
         size, rows, columns = self.patch_size, pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size
@@ -329,14 +350,11 @@ class VggtPatchEmbedding(nn.Module):
         )
 
     def transform(self, x: torch.Tensor) -> tuple[torch.Tensor]:
-        """The tokens of `embed`, overwritten unless a gradient needs them -> the stream after all blocks."""
+        """The stream after all blocks, written over the one that it is given where `may_overwrite` allows it."""
+        overwrite = may_overwrite(self.blocks)
         for block in self.blocks:
-            x = block(x, overwrite=not torch.is_grad_enabled())
+            x = block(x, overwrite=overwrite)
         return (x,)
-
-    def patches_of(self, x: torch.Tensor) -> torch.Tensor:
-        """The stream after all blocks -> normalised patch tokens float32 [N, P, C]."""
-        return self.norm(x[:, 1 + self.register_tokens.shape[1] :], torch.float32)
 
     def resized_positions(self, rows: int, columns: int) -> torch.Tensor:
         """Position embeddings of the class token and of a grid of patches, float32 [1, 1 + P, C]."""
@@ -439,11 +457,11 @@ class VggtModel(VggtPreTrainedModel):
             maps = self._graphs.run(
                 lambda run: self._encode(pixel_values, None, layers, run),
                 pixel_values,
-                key=(*layers, self.config._attn_implementation),
+                key=(*layers, self.config._attn_implementation, self.frame_blocks[0].attention.fuse_rotary),
                 hold_constants=hold_constants,
             )
         else:
-            maps = self._encode(pixel_values, view_mask, layers, lambda section, x: section(x))
+            maps = self._encode(pixel_values, view_mask, layers, _run)
         return VggtModelOutput(
             last_hidden_state=maps[self.config.num_hidden_layers - 1],
             feature_maps={layer: maps[layer] for layer in layers},
@@ -463,32 +481,29 @@ class VggtModel(VggtPreTrainedModel):
         rotary = grid_rotary_tables(rows, columns, num_special, head_dim, self.config.rope_theta, pixel_values.device)
         key_mask = None if view_mask is None else self.make_key_mask(view_mask, num_special + rows * columns)
 
-        tokens = self.patch_embed.embed(normalize_pixels(pixel_values).flatten(0, 1))
-        (tokens,) = run(self.patch_embed.transform, tokens)
-        patches = self.patch_embed.patches_of(tokens).unflatten(0, views)
+        patches = self.patch_embed(normalize_pixels(pixel_values).flatten(0, 1), run).unflatten(0, views)
         dtype, maps = self.camera_token.dtype, {}
         if PATCH_EMBEDDING_LAYER in layers:
             maps[PATCH_EMBEDDING_LAYER] = patches.to(dtype)
         x = torch.cat((self._special_tokens(*views), patches), dim=2)  # [S, V, 5 + P, C]
-        del tokens, patches
-        begin = 0
+        del patches
+        begin, overwrite = 0, may_overwrite((*self.frame_blocks, *self.global_blocks))
         for layer in [layer for layer in range(last + 1) if layer in layers or layer == last]:
-            x, frame = run(partial(self._pairs, begin=begin, end=layer + 1, rotary=rotary, key_mask=key_mask), x)
+            pairs = range(begin, layer + 1)
+            section = partial(self._pairs, pairs=pairs, rotary=rotary, key_mask=key_mask, overwrite=overwrite)
+            x, frame = run(section, x)
             maps[layer] = torch.cat((frame, x.to(dtype)), dim=-1)
             begin = layer + 1
         return maps
 
     def _pairs(
-        self, x: torch.Tensor, begin: int, end: int, rotary: RotaryTables, key_mask: torch.Tensor | None
+        self, x: torch.Tensor, pairs: range, rotary: RotaryTables, key_mask: torch.Tensor | None, overwrite: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stream [S, V, 5 + P, C], overwritten unless a gradient needs it, after pairs `begin` to `end` - 1.
-
-        Also what the last of their frame blocks made, in the dtype of the weights.
-        """
-        views, overwrite = x.shape[:2], not torch.is_grad_enabled()
-        for layer in range(begin, end):
+        """The stream [S, V, 5 + P, C] after these pairs; what their last frame block made, in the weights' dtype."""
+        views = x.shape[:2]
+        for layer in pairs:
             x = self.frame_blocks[layer](_by_itself(x.flatten(0, 1)), rotary, None, overwrite).unflatten(0, views)
-            if layer == end - 1:
+            if layer == pairs[-1]:
                 frame = x.to(self.camera_token.dtype, copy=overwrite)
             x = self.global_blocks[layer](_by_itself(x.flatten(1, 2)), rotary, key_mask, overwrite)
             x = x.unflatten(1, (views[1], -1))
@@ -510,10 +525,10 @@ class VggtModel(VggtPreTrainedModel):
         size, and once more for a single view: compile time does not grow with the depth.
 
         With CUDA graphs the first call for each shape of `pixel_values` is recorded while it runs; later calls of that
-        shape are a launch for each kept layer. This is what makes few views fast. The graphs of 16 shapes are kept (see
-        `EncoderGraphs`); outputs are the caller's own. Where no graph can serve (gradients, padded views, no GPU), a
-        warning says so and the compiled blocks run one by one, to the same end. After an exchange of modules, e.g. by
-        adapters, call this again.
+        shape are a launch up to each kept layer, and run no hooks. This is what makes few views fast. The graphs of 16
+        shapes are kept (see `EncoderGraphs`); outputs are the caller's own. Where no graph can serve (gradients, padded
+        views, no GPU), a warning says so and the compiled blocks run one by one, to the same end. After an exchange of
+        modules, e.g. by adapters, call this again.
 
         Args:
             cuda_graphs: whether to record CUDA graphs of all blocks.
@@ -540,11 +555,12 @@ class VggtModel(VggtPreTrainedModel):
         num_tokens = len(pixel_values) * num_views * tokens_of_a_view
         if self._graphs is None or torch.compiler.is_compiling() or num_tokens > GRAPH_TOKENS:
             return False
+        others = self._graphs.devices() - {pixel_values.device}
         obstacles = {
             "gradients are enabled: call it under torch.no_grad()": torch.is_grad_enabled(),
             "some views are padded: pass scenes of as many views, and no view_mask": view_mask is not None,
             f"the images are on {pixel_values.device}": pixel_values.device.type != "cuda",
-            f"the weights are on {self.device}": self.device != pixel_values.device,
+            f"the weights are on {' and '.join(map(str, others))}": bool(others),
             "the model recomputes activations: call eval()": self.training and self.is_gradient_checkpointing,
         }
         reasons = [reason for reason, holds in obstacles.items() if holds]

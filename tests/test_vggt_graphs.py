@@ -5,6 +5,7 @@ On a machine with a GPU: `pytest tests/test_vggt_graphs.py`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import threading
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from modeling_vggt_qwen3 import cuda_graphs_vggt_qwen3, modeling_vggt
+from modeling_vggt_qwen3.cuda_graphs_vggt_qwen3 import EncoderGraphs
 from modeling_vggt_qwen3.modeling_vggt import VggtModel
 from tests.vggt import fake_views, randomize, small_config
 
@@ -86,6 +88,78 @@ def test_copies_leave_the_graphs_behind():
             other(fake_views())
     model.compile_blocks(backend="eager")
     encode(model, fake_views())
+
+
+class Rerunning:
+    """A recorder without a GPU: what was recorded is run again."""
+
+    def run(self, work):
+        return work()
+
+    def record(self, work):
+        return work, None
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    """Graphs of a model on a CPU; what their streams are told is listed."""
+    told = []
+
+    class Stream:
+        def wait_event(self, event: object) -> None:
+            told.append(("wait", event))
+
+        def record_event(self) -> object:
+            told.append(("record", object()))
+            return told[-1][1]
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: Stream())
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(VggtModel, "_can_use_graphs", lambda model, *_: model._graphs is not None)
+    return told
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recorded_sections_give_the_numbers_of_the_plain_call(dtype, without_gpu):
+    plain = randomize(VggtModel(small_config())).to(dtype)
+    model = copy.deepcopy(plain)
+    model._graphs = EncoderGraphs(model, Rerunning())
+    held = []
+    for layers in (LAYERS, "all", (), (0,)):
+        for shape in ((2, 3, 42, 56), (1, 1, 42, 56), (1, 5, 56, 56), (2, 3, 42, 56), (3, 2, 56, 42)):
+            for seed in (0, 1):
+                pixels = fake_views(*shape, seed)
+                with torch.no_grad():
+                    found, wanted = (each(pixels, feature_layers=layers) for each in (model, plain))
+                assert torch.equal(found.last_hidden_state, wanted.last_hidden_state)
+                held.append((found.feature_maps, wanted.feature_maps))
+    assert 0 < len(model._graphs) <= cuda_graphs_vggt_qwen3.MAX_GRAPHS
+    for found, wanted in held:  # the caller's own: no later call has overwritten them
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[layer], wanted[layer]) for layer in wanted)
+
+
+def test_a_call_that_fails_is_waited_for_all_the_same(without_gpu, monkeypatch):
+    model = randomize(VggtModel(small_config()))
+    model._graphs = EncoderGraphs(model, Rerunning())
+    encode(model, fake_views(1, 2))
+    assert [what for what, _ in without_gpu] == ["record"]
+    join = torch.cat
+
+    def full(tensors: tuple, dim: int = 0) -> torch.Tensor:
+        if dim == -1:
+            raise torch.OutOfMemoryError("full")
+        return join(tensors, dim=dim)
+
+    for num_views in (2, 3):  # replayed, then recorded
+        monkeypatch.setattr(torch, "cat", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            encode(model, fake_views(1, num_views))
+        failed = without_gpu[-1]
+        assert failed[0] == "record"
+        monkeypatch.setattr(torch, "cat", join)
+        encode(model, fake_views(1, 2))
+        assert without_gpu[-2] == ("wait", failed[1])
 
 
 @needs_gpu

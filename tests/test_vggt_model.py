@@ -7,7 +7,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_vggt_qwen3 import modeling_vggt
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import VggtConfig
@@ -294,3 +296,56 @@ def test_refuses_layers_it_does_not_have(encoder):
 def test_heads_refuse_configurations_that_do_not_fit(fields, message):
     with pytest.raises(ValueError, match=message):
         VggtForReconstruction(small_config(**fields))
+
+
+def test_hooks_of_blocks_may_keep_what_they_are_given(fresh):
+    pixels = fake_views()
+    wanted = encode(fresh, pixels)
+    kept = []
+    blocks = [*fresh.patch_embed.blocks, *fresh.frame_blocks, *fresh.global_blocks]
+    for block in blocks:
+        block.register_forward_hook(
+            lambda _, inputs, output: kept.append((inputs[0], output, inputs[0] + 0, output + 0))
+        )
+    found = encode(fresh, pixels)
+    assert len(kept) == len(blocks)
+    for given, made, given_then, made_then in kept:
+        assert torch.equal(given, given_then)
+        assert torch.equal(made, made_then)
+    assert all(torch.equal(found[layer], wanted[layer]) for layer in wanted)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_stream_is_overwritten_where_no_gradient_needs_it(gradients, fresh):
+    class Counts(TorchDispatchMode):
+        in_place = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.in_place += func is torch.ops.aten.addcmul_.default
+            return func(*args, **(kwargs or {}))
+
+    count = 2 * sum(map(len, (fresh.patch_embed.blocks, fresh.frame_blocks, fresh.global_blocks)))
+    with torch.set_grad_enabled(gradients), Counts() as counts:
+        fresh(fake_views())
+    assert counts.in_place == (0 if gradients else count)
+
+
+def test_an_offloaded_encoder_gives_the_same_numbers(fresh):
+    pixels = fake_views()
+    wanted = encode(fresh, pixels)
+    offloaded = cpu_offload(fresh, execution_device=torch.device("cpu"))
+    assert offloaded.patch_embed.cls_token.device.type == "meta"
+    found = encode(offloaded, pixels)
+    assert all(torch.equal(found[layer], wanted[layer]) for layer in wanted)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_compiles_whole_where_the_stream_is_overwritten(mode, fresh):
+    compiled = torch.compile(fresh, fullgraph=True, dynamic=True, backend="aot_eager")
+    for num_views in (3, 2):
+        pixels = fake_views(1, num_views)
+        with mode():
+            found = compiled(pixels, feature_layers=[-1, 1]).feature_maps
+            wanted = fresh(pixels, feature_layers=[-1, 1]).feature_maps
+        for layer in wanted:
+            torch.testing.assert_close(found[layer], wanted[layer], atol=1e-5, rtol=1e-5)

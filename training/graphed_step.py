@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from modeling_vggt_qwen3.cuda_graphs_vggt_qwen3 import CudaRecorder
 from modeling_vggt_qwen3.modeling_vggt import hold_constants
 
 WARM = 3
@@ -22,29 +23,6 @@ MAX_GRAPHS = 12
 
 Numbers = dict[str, torch.Tensor]
 Compute = Callable[[dict[str, Any]], Numbers]
-
-
-class CudaRecorder:
-    """Records work on a stream of its own, where it runs before as well: gradients remember their stream."""
-
-    def __init__(self) -> None:
-        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-
-    def run(self, work: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Runs it."""
-        current = torch.cuda.current_stream()
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            result = work()
-        current.wait_stream(self.stream)
-        return result
-
-    def record(self, work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
-        """Records it without running it; returns what runs it, and the tensor that then holds the result."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            result = work()
-        return graph.replay, result
 
 
 @dataclass
