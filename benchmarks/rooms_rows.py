@@ -83,7 +83,7 @@ ROWS = {
         TableRow("several_layers", "several layers without the patch embedding", _without_patch_embedding),
         TableRow("latents_32", "32 latents", _latents(32)),
         TableRow("latents_128", "128 latents", _latents(128)),
-        TableRow("no_dense_supervision", "no rays that ask the latents: answers alone", settings=_NO_LABELS),
+        TableRow("no_dense_supervision", "nothing asks the latents: answers alone", settings=_NO_LABELS),
         TableRow("no_geometry_consistency", "no geometry_consistency", settings={"geometry_consistency": 0.0}),
         TableRow("no_stage0", "encoder random and frozen: no stage 0", uses_stage_0=False),
         TableRow(

@@ -1,4 +1,4 @@
-"""What a scene's latents know of its space: rays ask them for depth, and in training for what they meet.
+"""What a scene's latents know of its space: rays ask them for depth, points in the room for what lies there.
 
 Training only: `add_ray_decoder` gives it to a model; neither its weights nor this code are saved with that.
 """
@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .modeling_perceiver import PerceiverAttention, RayEmbedding
+from .modeling_perceiver import PerceiverAttention, PointEmbedding, RayEmbedding
 
 BOX_NUMBERS = 8
 """Centre, extent (width, depth, height) and horizontal normal, as an action states them, in ref metres."""
 UNKNOWN = -1
-DECODER_LAYERS, HEAD_DIM = 2, 32
+DECODER_LAYERS, HEAD_DIM, NUM_FREQUENCIES = 2, 32, 8
 
 
 class RayDecoderLayer(nn.Module):
-    """Cross-attention from rays to latents, then an MLP; pre-norm residual branches."""
+    """Cross-attention from rays or points to latents, then an MLP; pre-norm residual branches."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -26,14 +26,14 @@ class RayDecoderLayer(nn.Module):
         self.attention = PerceiverAttention(dim, max(1, dim // HEAD_DIM))
         self.fc1, self.fc2 = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
 
-    def forward(self, rays: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """Rays [S, R, dim], latents [S, N, dim] -> [S, R, dim]."""
-        rays = rays + self.attention(self.query_norm(rays), self.context_norm(latents), None)
-        return rays + self.fc2(F.gelu(self.fc1(self.mlp_norm(rays))))
+    def forward(self, queries: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Queries [S, R, dim], latents [S, N, dim] -> [S, R, dim]."""
+        queries = queries + self.attention(self.query_norm(queries), self.context_norm(latents), None)
+        return queries + self.fc2(F.gelu(self.fc1(self.mlp_norm(queries))))
 
 
 class RayDecoder(nn.Module):
-    """Rays cross-attend to the latents and predict log depth; with `num_classes` also class, colour and box.
+    """Rays cross-attend to the latents and predict log depth; with `num_classes` points predict class, colour and box.
 
     Args:
         dim: width of the latents as the text model sees them.
@@ -48,6 +48,7 @@ class RayDecoder(nn.Module):
         self.depth_weight, self.label_weight = depth_weight, label_weight
         self.sizes = (1, num_classes, num_colors, BOX_NUMBERS if num_classes else 0)
         self.embedding = RayEmbedding(dim)
+        self.point_embedding = PointEmbedding(dim, NUM_FREQUENCIES) if num_classes else None
         self.layers = nn.ModuleList(RayDecoderLayer(dim) for _ in range(DECODER_LAYERS))
         self.norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, sum(self.sizes))
@@ -58,20 +59,24 @@ class RayDecoder(nn.Module):
         Args:
             latents: [S, N, dim].
             targets: rays float32 [S, R, 6], Plücker coordinates in ref; depth float32 [S, R], metres along the ray, and
-                depth_mask bool [S, R]; with classes also classes, colors int64 [S, R] (-1 = unknown), boxes float32
-                [S, R, 8] and boxes_mask bool [S, R].
+                depth_mask bool [S, R]; with classes also points float32 [S, R, 3] in ref, of what lies there classes,
+                colors int64 [S, R] (-1 = unknown), boxes float32 [S, R, 8] and boxes_mask bool [S, R].
 
         Returns:
             "geometry_consistency": L1 of log depth; with classes those of `label_losses`; float32 scalars.
         """
-        rays = self.embedding(targets["rays"])
+        queries, num_rays = self.embedding(targets["rays"]), targets["rays"].shape[1]
+        if self.point_embedding is not None:
+            points = targets["points"]
+            known = torch.ones_like(points[..., 0], dtype=torch.bool)
+            queries = torch.cat((queries, self.point_embedding(points, known).to(queries.dtype)), dim=1)
         for layer in self.layers:
-            rays = layer(rays, latents.to(rays.dtype))
-        log_depth, classes, colors, boxes = self.out(self.norm(rays)).float().split(self.sizes, dim=-1)
-        depth = targets["depth"].clamp_min(1e-3).log()
-        losses = {"geometry_consistency": masked_mean((log_depth[..., 0] - depth).abs(), targets["depth_mask"])}
-        if self.sizes[1]:
-            losses |= label_losses(classes, colors, boxes, targets)
+            queries = layer(queries, latents.to(queries.dtype))
+        log_depth, *labels = self.out(self.norm(queries)).float().split(self.sizes, dim=-1)
+        error = (log_depth[:, :num_rays, 0] - targets["depth"].clamp_min(1e-3).log()).abs()
+        losses = {"geometry_consistency": masked_mean(error, targets["depth_mask"])}
+        if self.point_embedding is not None:
+            losses |= label_losses(*(each[:, num_rays:] for each in labels), targets)
         return losses
 
     def weighted(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -41,6 +41,7 @@ def ray_targets(num_scenes: int, num_rays: int = 5) -> dict[str, torch.Tensor]:
         "rays": torch.randn(*shape, 6, generator=rng),
         "depth": torch.rand(shape, generator=rng) * 4 + 0.5,
         "depth_mask": torch.rand(shape, generator=rng) > 0.5,
+        "points": torch.randn(*shape, 3, generator=rng),
         "classes": torch.randint(-1, 7, shape, generator=rng),
         "colors": torch.randint(-1, 3, shape, generator=rng),
         "boxes": torch.randn(*shape, 8, generator=rng),
@@ -90,7 +91,9 @@ def test_every_part_of_the_loss_is_logged(stages):
             parts = {key: value for key, value in step.items() if key.startswith("loss_")}
             assert set(parts) == wanted
             if stage == "0":
-                assert sum(parts.values()) == pytest.approx(step["loss"], abs=1e-3)
+                weights = {"loss_camera": 0.5, "loss_depth": 0.1, "loss_points": 0.1}
+                weighted = sum(weights.get(name, 1.0) * part for name, part in parts.items())
+                assert weighted == pytest.approx(step["loss"], abs=1e-3)
 
 
 def test_training_helpers_are_in_checkpoints_alone(stages):
@@ -176,6 +179,14 @@ def test_only_what_is_known_counts():
     assert losses == decoder(latents, wild)
     nothing = {**targets, "depth_mask": torch.zeros(2, 5, dtype=torch.bool)}
     assert decoder(latents, nothing)["geometry_consistency"] == 0
+
+
+def test_rays_tell_depth_and_points_the_rest():
+    decoder, targets, latents = RayDecoder(16, num_classes=7, num_colors=3), ray_targets(2), torch.randn(2, 4, 16)
+    losses = decoder(latents, targets)
+    for asked, answers in (("rays", {"geometry_consistency"}), ("points", {"class", "color", "box"})):
+        other = decoder(latents, {**targets, asked: targets[asked] + 1})
+        assert {name for name in losses if not torch.isclose(other[name], losses[name])} == answers
 
 
 def test_labels_end_in_time(rooms):

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from datasets_scripts.schema import ACTION_TASKS
 from modeling_vggt_qwen3.modeling_perceiver import SceneGeometry, patch_rays
+from modeling_vggt_qwen3.modeling_rays import UNKNOWN
 from processing.geometry_vggt_qwen3 import NUM_DEPTH_BINS
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
@@ -330,8 +331,8 @@ def ray_targets(
     Returns:
         rays float32 [S, R, 6], Plücker coordinates in ref; depth float32 [S, R], metres along the ray (z-depth
         would ask for the camera's axis, which no ray tells), and depth_mask bool [S, R], True where that depth was
-        measured and hidden from the input; with dense labels classes, colors, boxes and boxes_mask as in
-        `dense_labels`, [S, R, ...].
+        measured and hidden from the input; with dense labels points float32 [S, R, 3], what the rays meet, in ref,
+        and classes, colors, boxes and boxes_mask as in `dense_labels`, [S, R, ...], unknown where the point is.
     """
     scene, view = prepared.place([draw.scene for draw in draws]), prepared.place(views)
     ref_from_world = prepared.scenes["ref_from_world"][scene, view[:, 0]]
@@ -352,11 +353,23 @@ def ray_targets(
         "depth_mask": hidden,
     }
     if prepared.has_labels:
-        found |= dense_labels(prepared, scene, view, ref_from_world)
+        found |= _labels_of_points(geometry, dense_labels(prepared, scene, view, ref_from_world))
     generator = torch.Generator(scene.device).manual_seed(int(random_stream(draws[0], "rays").integers(2**31)))
     total = hidden.shape[1] * hidden.shape[2]
     chosen = torch.rand(len(draws), total, generator=generator, device=scene.device).topk(min(num_rays, total)).indices
     return {key: _pick(value.flatten(1, 2), chosen) for key, value in found.items()}
+
+
+def _labels_of_points(geometry: SceneGeometry, labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The points in ref, and the labels of those that are known."""
+    known, pose = geometry.patch_points_mask, geometry.ref_from_cam
+    return {
+        "points": geometry.patch_points @ pose[..., :3, :3].mT + pose[..., None, :3, 3],
+        "classes": torch.where(known, labels["classes"], UNKNOWN),
+        "colors": torch.where(known, labels["colors"], UNKNOWN),
+        "boxes": labels["boxes"],
+        "boxes_mask": labels["boxes_mask"] & known,
+    }
 
 
 def inverse(matrices: torch.Tensor) -> torch.Tensor:
