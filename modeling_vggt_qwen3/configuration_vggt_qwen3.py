@@ -96,7 +96,6 @@ class PerceiverConfig(PreTrainedConfig):
     num_attention_heads: int = 16
     mlp_ratio: float = 4.0
     layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
     feature_layers: list[int] | tuple[int, ...] = (PATCH_EMBEDDING_LAYER, 4, 11, 17, 23)
     feature_pooling: int = 1
     use_ray_embedding: bool = True

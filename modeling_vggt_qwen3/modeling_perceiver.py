@@ -123,6 +123,13 @@ class Float32Linear(nn.Linear):
             return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
+def begin_by_inputs(part: nn.Module) -> None:
+    """Marks the linear layers of a part whose fresh weights keep the size of what they read: 1 / sqrt(inputs)."""
+    for layer in part.modules():
+        if isinstance(layer, nn.Linear):
+            layer.begins_by_inputs = True
+
+
 class RayEmbedding(nn.Module):
     """Two-layer MLP of Plücker coordinates."""
 
@@ -165,6 +172,7 @@ class GeometryTokens(nn.Module):
         super().__init__()
         self.fc1 = Float32Linear(GEOMETRY_TOKEN_FEATURES, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
+        begin_by_inputs(self)
 
     def forward(self, geometry: SceneGeometry) -> torch.Tensor:
         """Returns [S, V, dim]; meaningless where the cameras are unknown."""
@@ -264,6 +272,7 @@ class PerceiverResampler(nn.Module):
         self.layers = nn.ModuleList(PerceiverLayer(config) for _ in range(config.num_hidden_layers))
         self.output_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.output_proj = nn.Linear(dim, output_dim)
+        begin_by_inputs(self)
 
     def forward(
         self,

@@ -86,8 +86,10 @@ class VggtQwen3PreTrainedModel(StrictLoadingMixin, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, PerceiverResampler):
-            init.normal_(module.latents, mean=0.0, std=self.config.perceiver_config.initializer_range)
+        if getattr(module, "begins_by_inputs", False):
+            init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
+        elif isinstance(module, PerceiverResampler):
+            init.normal_(module.latents)  # as far apart as what they read: nearly equal ones take long to part
         elif isinstance(module, PointEmbedding):
             init.zeros_(module.missing)
 

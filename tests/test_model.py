@@ -28,6 +28,16 @@ def rows(batch: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
     return {**{key: value[index : index + 1] for key, value in batch.items()}, "scene_index": torch.tensor([0])}
 
 
+def test_fresh_latents_differ_and_what_they_read_keeps_its_size():
+    """Weights of 0.02, as a text model's begin, make all latents attend alike and leave rays all but unseen."""
+    torch.manual_seed(0)
+    fresh = VggtQwen3ForConditionalGeneration(small_config()).model
+    assert float(fresh.resampler.latents.std()) == pytest.approx(1, rel=0.2)
+    for part in (fresh.resampler, fresh.geometry_tokens):
+        for linear in (each for each in part.modules() if isinstance(each, torch.nn.Linear)):
+            assert float(linear.weight.std()) == pytest.approx(linear.in_features**-0.5, rel=0.25)
+
+
 @pytest.mark.parametrize("view", [0, 1, 2])
 def test_every_patch_of_every_view_is_seen(model, view):
     batch = fake_batch(model.config)
