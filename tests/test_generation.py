@@ -421,7 +421,8 @@ def test_actions_take_forced_tokens_in_one_pass_and_choose_the_rest(acting):
             wanted = written_out(model, constraint, alone, limit)
             pad = model.generation_config.pad_token_id or processor.end_of_turn_id
             assert found[row].tolist() == wanted + [pad] * (found.shape[1] - len(wanted))
-    tokens = counting.generate(**batch, constraint=constraint, fast=True, max_new_tokens=400)
+    bounded = processor.action_constraint(labels=["bed", "chair", "wardrobe"], max_new_tokens=400)
+    tokens = counting.generate(**batch, constraint=bounded, fast=True, max_new_tokens=400)
     texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     for decoded in processor.decode_actions(texts, batch["world_from_ref"], scene_index=batch["scene_index"]):
         assert decoded["error"] is None

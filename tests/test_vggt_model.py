@@ -339,9 +339,12 @@ def test_an_offloaded_encoder_gives_the_same_numbers(fresh):
     assert all(torch.equal(found[layer], wanted[layer]) for layer in wanted)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_compiles_whole_where_the_stream_is_overwritten(mode, fresh):
-    compiled = torch.compile(fresh, fullgraph=True, dynamic=True, backend="aot_eager")
+@pytest.mark.parametrize(
+    ("mode", "backend"),
+    [(torch.no_grad, "eager"), pytest.param(torch.inference_mode, "aot_eager", marks=pytest.mark.slow)],
+)
+def test_compiles_whole_where_the_stream_is_overwritten(mode, backend, fresh):
+    compiled = torch.compile(fresh, fullgraph=True, dynamic=True, backend=backend)
     for num_views in (3, 2):
         pixels = fake_views(1, num_views)
         with mode():
