@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, PerceiverConfig, VggtConfig
-from .modeling_vggt import once_per_key
+from .constants_vggt_qwen3 import once_per_key
 
 LONGEST_WAVELENGTH_M = 32.0
 GEOMETRY_TOKEN_FEATURES = 9 + 3 + 9 + 16

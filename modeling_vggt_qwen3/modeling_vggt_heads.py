@@ -19,7 +19,8 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_vggt_qwen3 import VggtConfig
-from .modeling_vggt import VggtBlock, VggtLayerNorm, VggtModel, VggtPreTrainedModel, once_per_key
+from .constants_vggt_qwen3 import once_per_key
+from .modeling_vggt import VggtBlock, VggtLayerNorm, VggtModel, VggtPreTrainedModel
 
 POSE_DIM = 9
 CAMERA_NORM_EPS = 1e-6

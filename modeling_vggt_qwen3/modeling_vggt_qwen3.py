@@ -17,10 +17,11 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
 
 from .configuration_vggt_qwen3 import PATCH_EMBEDDING_LAYER, VggtQwen3Config
+from .constants_vggt_qwen3 import once_per_key
 from .generation_vggt_qwen3 import GEOMETRY_KEYS, SCENE_KEYS, SceneGenerationMixin, count_mismatch
 from .loading_vggt_qwen3 import StrictLoadingMixin
 from .modeling_perceiver import GeometryTokens, PerceiverResampler, PointEmbedding, SceneGeometry, pool_patches
-from .modeling_vggt import VggtModel, once_per_key
+from .modeling_vggt import VggtModel
 
 IGNORE_INDEX = -100
 PACKING_BACKENDS = ("sdpa", "eager")

@@ -164,7 +164,17 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 MODEL_CODE = (
-    *("configuration", "modeling", "generation", "answering", "decoding", "loading", "kernels", "cuda_graphs"),
+    *(
+        "configuration",
+        "modeling",
+        "generation",
+        "answering",
+        "decoding",
+        "loading",
+        "kernels",
+        "constants",
+        "cuda_graphs",
+    ),
     *("processing", "image_processing", "action", "constraint", "chat", "geometry", "scene", "depth"),
 )
 NAMES = ("config.json", "generation_config.json", "model.safetensors", "README.md", "LICENSE", "NOTICE")

@@ -14,7 +14,8 @@ import torch
 
 from modeling_vggt_qwen3 import kernels_vggt_qwen3 as kernels
 from modeling_vggt_qwen3 import modeling_vggt
-from modeling_vggt_qwen3.modeling_vggt import VggtLayerNorm, VggtModel, apply_rotary, grid_rotary_tables
+from modeling_vggt_qwen3.constants_vggt_qwen3 import apply_rotary, grid_rotary_tables
+from modeling_vggt_qwen3.modeling_vggt import VggtLayerNorm, VggtModel
 from tests.vggt import fake_views, randomize, relative_error, small_config
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

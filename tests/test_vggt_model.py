@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_vggt_qwen3 import modeling_vggt
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import VggtConfig
-from modeling_vggt_qwen3.modeling_vggt import VggtModel, resize_matrix
+from modeling_vggt_qwen3.constants_vggt_qwen3 import grid_rotary_tables, resize_matrix
+from modeling_vggt_qwen3.modeling_vggt import VggtModel
 from modeling_vggt_qwen3.modeling_vggt_heads import VggtForReconstruction
 from tests.vggt import fake_views, randomize, relative_error, small_config, small_reconstruction
 
@@ -99,7 +100,7 @@ def test_stream_keeps_its_precision_in_bfloat16(encoder):
 def test_rotary_angles_stay_exact_in_half_precision(encoder):
     """At column 37 a bfloat16 angle would be off by up to 0.06 rad, and q and k with it."""
     size, dim = 37, 16
-    exact = modeling_vggt.grid_rotary_tables(1, size, 0, dim, 100.0, torch.device("cpu"))
+    exact = grid_rotary_tables(1, size, 0, dim, 100.0, torch.device("cpu"))
     column = torch.arange(1, size + 1, dtype=torch.float64)
     torch.testing.assert_close(exact[0][:, 1, 0].double(), column.cos(), atol=1e-5, rtol=0)
     model = copy.deepcopy(encoder).bfloat16()

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from modeling_vggt_qwen3.modeling_vggt import apply_rotary, normalize_pixels, rotary_tables
+from modeling_vggt_qwen3.constants_vggt_qwen3 import apply_rotary, normalize_pixels, rotary_tables
 from modeling_vggt_qwen3.modeling_vggt_heads import (
     VggtForReconstruction,
     cameras_from_pose_encoding,

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from modeling_vggt_qwen3.constants_vggt_qwen3 import hold_constants
 from modeling_vggt_qwen3.cuda_graphs_vggt_qwen3 import CudaRecorder
-from modeling_vggt_qwen3.modeling_vggt import hold_constants
 
 WARM = 3
 """Calls of a shape that run as they are: compilers and libraries settle, and the allocator learns."""
