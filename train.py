@@ -53,7 +53,7 @@ from training.launch import end_process_group, prepare_process, refuse_data_para
 from training.memory import numel
 from training.reshaping import join_states, other_world
 from training.small_stages import add_ray_decoder, prepared_scenes, train_encoder
-from training.trainer import SceneTrainer
+from training.trainer import SceneTrainer, graphs_wanted
 
 logger = logging.getLogger("train")
 
@@ -81,6 +81,7 @@ def run(argv: list[str], stop_after: int | None = None) -> SceneTrainer:
     """Trains as these words say; `stop_after`: save and stop at this step, as if the time were over."""
     model_args, data_args, args = parse_arguments(argv)
     refuse_data_parallel(args.n_gpu)
+    graphs_wanted(args, data_args.prepare_data is not None)  # a refusal comes before any data is built
     _set_up_logging(args)
     set_seed(args.seed)
 

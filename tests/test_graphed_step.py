@@ -162,7 +162,9 @@ def test_answer_positions_find_every_label_and_fill_up_with_none():
         answer_positions(labels)
 
 
-def test_a_cpu_has_no_graphs(small_json):
+def test_a_cpu_has_no_graphs(small_json, monkeypatch):
+    """And says so before any data is built."""
+    monkeypatch.setattr("train.embedded_dataset", lambda: pytest.fail("built data first"))
     with pytest.raises(
         ValueError, match=r"cuda_graphs cannot be followed: the device is a CPU.*prepare_data is not set"
     ):
@@ -237,8 +239,8 @@ def test_stages_train_as_without_graphs(stage, precision, dense_rooms, tmp_path,
     place = "device"
     if not torch.cuda.is_available():
         place, plain = "cpu", GraphedStep.__init__
-        for module in ("trainer", "reconstruction"):
-            monkeypatch.setattr(f"training.{module}.graphs_wanted", lambda args, *_: args.cuda_graphs)
+        for module in ("train", "training.trainer", "training.reconstruction"):
+            monkeypatch.setattr(f"{module}.graphs_wanted", lambda args, *_: args.cuda_graphs)
         monkeypatch.setattr(GraphedStep, "__init__", lambda self, *args: plain(self, *args, Rerunning(args[1])))
     words = ["--dataset", str(dense_rooms / "rooms"), "--prepared_dir", str(dense_rooms / "prepared")]
     words += ["--model", str(dense_rooms / "model.json"), "--prepare_data", place, "--num_views", "2"]

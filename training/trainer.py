@@ -61,7 +61,7 @@ def graphs_wanted(args: SceneTrainingArguments, is_prepared: bool = True) -> boo
     }
     found = [why for why, is_so in obstacles.items() if is_so]
     if found:
-        raise ValueError(f"cuda_graphs cannot be followed: {'; '.join(found)}")
+        raise ValueError(f"cuda_graphs cannot be followed: {'; '.join(found)}. Set cuda_graphs: false")
     return True
 
 
