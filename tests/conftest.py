@@ -20,6 +20,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
 
+LONG = ("test_training", "test_rooms_table", "test_stopping", "test_hub_push")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with the longest tests come first, so that no worker waits for the other at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
 
 @pytest.fixture(scope="session")
 def rooms(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:

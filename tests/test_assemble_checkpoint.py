@@ -23,6 +23,8 @@ from tests.conftest import REPOSITORY
 from tests.qwen import small_qwen3, write_tokenizer
 from tests.vggt import convert_fixture
 
+pytestmark = pytest.mark.xdist_group("assemble")  # what the module makes once is dear
+
 PERCEIVER = {"hidden_size": 32, "num_latents": 4, "num_hidden_layers": 1, "num_attention_heads": 4}
 PERCEIVER["feature_layers"] = [-1, 0, 4]
 

@@ -37,6 +37,8 @@ from tests.qwen import write_tokenizer
 from training.assembly import load_model
 from training.data import SceneDataset
 
+pytestmark = pytest.mark.xdist_group("constraint")  # what the module makes once is dear
+
 VALIDATOR = jsonschema.Draft202012Validator(ACTION_SCHEMA)
 CHAIR = (
     '{"action":"place_anchor","label":"office chair","center":[1.25,2.00,-0.40],"extent":[0.50,0.60,0.90],'

@@ -23,6 +23,8 @@ from tests.fake import small_config
 from training.arguments import known_keys
 from training.freezing import part_of
 
+pytestmark = pytest.mark.xdist_group("rooms_table")  # what the module makes once is dear
+
 SETTINGS = {"max_steps": 20, "num_views": 2, "samples_per_scene": 4, "per_device_train_batch_size": 8, "num_rays": 8}
 
 
