@@ -44,9 +44,9 @@ class FirstTokens(nn.Module):
         features: dict[int, torch.Tensor],
         geometry: SceneGeometry | None = None,
         patch_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, None]:
         """Arguments as the resampler's, of which all but the features are ignored -> [S, tokens, text width]."""
-        return self.proj(features[self.layer][:, 0, : self.num_tokens].to(self.proj.weight.dtype))
+        return self.proj(features[self.layer][:, 0, : self.num_tokens].to(self.proj.weight.dtype)), None
 
 
 def edit_model(fields: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def edit_model(fields: dict[str, Any]) -> None:
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
     fields["use_geometry_tokens"] = False
     perceiver |= {"num_latents": min(NUM_TOKENS, patches), "feature_layers": [vision["num_hidden_layers"] - 1]}
-    perceiver |= {"use_ray_embedding": False, "use_point_embedding": False}
+    perceiver |= {"use_ray_embedding": False, "use_point_embedding": False, "latent_start": "learned"}
 
 
 def put_in_place() -> None:

@@ -39,6 +39,10 @@ def _latents(count: int) -> Callable[[Fields], None]:
     return lambda fields: fields["perceiver_config"].update(num_latents=count)
 
 
+def _learned_latents(fields: Fields) -> None:
+    fields["perceiver_config"]["latent_start"] = "learned"
+
+
 def _last_layer(fields: Fields) -> None:
     fields["perceiver_config"]["feature_layers"] = [fields["vision_config"]["num_hidden_layers"] - 1]
 
@@ -81,6 +85,12 @@ ROWS = {
         TableRow("rays", "images, geometry tokens and rays", _geometry(tokens=True, rays=True)),
         TableRow("last_layer", "features of the last layer alone", _last_layer),
         TableRow("several_layers", "several layers without the patch embedding", _without_patch_embedding),
+        TableRow(
+            "learned_latents",
+            "latents begin as learned vectors, and tell nothing of patches",
+            _learned_latents,
+            settings={"latent_labels": 0.0, "latent_labels_until": 1.0},
+        ),
         TableRow("latents_32", "32 latents", _latents(32)),
         TableRow("latents_128", "128 latents", _latents(128)),
         TableRow("no_dense_supervision", "nothing asks the latents: answers alone", settings=_NO_LABELS),

@@ -221,7 +221,8 @@ class Model:
 
     def __init__(self, plan: Plan, row: TableRow, seed: int) -> None:
         self.plan, self.row, self.seed = plan, row, seed
-        self.encoder = Encoder(plan, seed) if row.uses_stage_0 else None
+        encoder_seed = seed if plan.args.encoder_seed is None else plan.args.encoder_seed
+        self.encoder = Encoder(plan, encoder_seed) if row.uses_stage_0 else None
         scales = {"x": plan.args.scale, "e": plan.args.encoder_scale}
         if plan.args.encoder_scale == plan.args.scale:
             del scales["e"]
@@ -373,6 +374,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", default="0", help="with commas")
     parser.add_argument("--scale", type=float, default=1.0, help="of the steps of all stages")
     parser.add_argument("--encoder-scale", type=float, help="of the steps of stage 0, by default --scale")
+    parser.add_argument("--encoder-seed", type=int, help="of a stage 0 that all seeds share, by default none")
     parser.add_argument("--jobs", type=int, default=1, help="models trained at once, on the same GPU")
     parser.add_argument("--limit", type=int, default=2000, help="test questions, and test actions")
     parser.add_argument("--batch-size", type=int, default=256, help="of the evaluation")

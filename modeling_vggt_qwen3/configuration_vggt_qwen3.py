@@ -10,6 +10,8 @@ from transformers import PreTrainedConfig, Qwen3Config
 PATCH_EMBEDDING_LAYER = -1
 """Name, among the feature layers, of the patch embedding's normalised output (DINOv2 features of each view alone)."""
 
+LATENT_STARTS = ("learned", "spread")
+
 
 @strict
 class VggtConfig(PreTrainedConfig):
@@ -85,6 +87,8 @@ class PerceiverConfig(PreTrainedConfig):
         use_ray_embedding: add the Plücker coordinates of each patch's ray in the reference frame.
         use_point_embedding: add the back-projected point of each patch in the reference frame.
         num_point_frequencies: sine-cosine pairs a coordinate.
+        latent_start: "learned" vectors alone; "spread": to each the context of one patch is added, chosen so that the
+            last layer's features differ as much as they can (see `spread_patches`).
     """
 
     model_type = "vggt_qwen3_perceiver"
@@ -101,6 +105,7 @@ class PerceiverConfig(PreTrainedConfig):
     use_ray_embedding: bool = True
     use_point_embedding: bool = True
     num_point_frequencies: int = 8
+    latent_start: str = "learned"
 
     def __post_init__(self, **kwargs: Any) -> None:
         _check_divisible("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
@@ -108,6 +113,8 @@ class PerceiverConfig(PreTrainedConfig):
             raise ValueError("feature_layers is empty: the resampler would see nothing; name at least one layer")
         if self.feature_pooling < 1:
             raise ValueError(f"feature_pooling is {self.feature_pooling}; wanted 1 (none) or the side of a square")
+        if self.latent_start not in LATENT_STARTS:
+            raise ValueError(f"latent_start is {self.latent_start!r}; wanted one of {', '.join(LATENT_STARTS)}")
         super().__post_init__(**kwargs)
 
 

@@ -87,6 +87,43 @@ def pool_patches(x: torch.Tensor, rows: int, columns: int, side: int) -> torch.T
     return squares.mean(dim=(-4, -2)).flatten(-3, -2)
 
 
+@torch.no_grad()
+def spread_patches(features: torch.Tensor, mask: torch.Tensor | None, count: int) -> torch.Tensor:
+    """Patches that differ from each other: the first, then again and again the one least like all those chosen.
+
+    Likeness is the cosine between normalised features. Source: Gonzalez, "Clustering to minimize the maximum
+    intercluster distance", 1985; for tokens of images: Alvar et al., "DivPrune", CVPR 2025.
+
+    Args:
+        features: [S, K, channels].
+        mask: bool [S, K], False where a patch is padding; None = all take part.
+        count: patches to choose, N.
+
+    Returns:
+        int64 [S, N], each below K; some repeat where fewer than N take part.
+    """
+    with maybe_autocast(features.device.type, enabled=False):
+        features = F.normalize(F.layer_norm(features.float(), features.shape[-1:]), dim=-1)
+        likeness = features.new_full(features.shape[:2], -2.0)  # below any cosine
+        patch = likeness.new_zeros(len(features), dtype=torch.long)
+        if mask is not None:
+            likeness = likeness.masked_fill(~mask, 2.0)  # above any: never chosen
+            patch = mask.int().argmax(dim=1)
+        chosen = [patch]
+        for _ in range(count - 1):
+            cosines = features @ take_patches(features, patch[:, None]).mT
+            likeness = torch.maximum(likeness, cosines.squeeze(-1))
+            patch = likeness.argmin(dim=1)
+            chosen.append(patch)
+    return torch.stack(chosen, dim=1)
+
+
+def take_patches(values: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """Values [S, K, ...] of patches [S, N] -> [S, N, ...]."""
+    index = patches.view(*patches.shape, *(1,) * (values.ndim - 2))
+    return values.gather(1, index.expand(*patches.shape, *values.shape[2:]))
+
+
 def patch_rays(geometry: SceneGeometry, patch_size: int) -> torch.Tensor:
     """Plücker coordinates of the ray through the centre of each patch.
 
@@ -279,7 +316,7 @@ class PerceiverResampler(nn.Module):
         features: dict[int, torch.Tensor],
         geometry: SceneGeometry | None = None,
         patch_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Resamples the patches of S scenes.
 
         Args:
@@ -288,14 +325,19 @@ class PerceiverResampler(nn.Module):
             patch_mask: bool [S, V, P], False where a patch is padding; None = all take part.
 
         Returns:
-            [S, num_latents, output_dim].
+            [S, num_latents, output_dim]; and int64 [S, num_latents], the patch below V*P that each latent began at, or
+            None where they begin as learned.
         """
         context = self.embed_context(features, geometry).flatten(1, 2)  # [S, V*P, dim]
         mask = None if patch_mask is None else patch_mask.flatten(1)
-        latents = self.latents.to(context.dtype).expand(context.shape[0], -1, -1)
+        latents, origins = self.latents.to(context.dtype).expand(context.shape[0], -1, -1), None
+        if self.config.latent_start == "spread":
+            deepest = features[max(self.config.feature_layers)].flatten(1, 2)
+            origins = spread_patches(deepest, mask, latents.shape[1])
+            latents = latents + take_patches(context, origins)
         for layer in self.layers:
             latents = layer(latents, context, mask)
-        return self.output_proj(self.output_norm(latents))
+        return self.output_proj(self.output_norm(latents)), origins
 
     def embed_context(self, features: dict[int, torch.Tensor], geometry: SceneGeometry | None) -> torch.Tensor:
         """Sum of the projected layers and the geometric embeddings, [S, V, P, dim]."""

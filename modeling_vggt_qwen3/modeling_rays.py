@@ -1,4 +1,4 @@
-"""What a scene's latents know of its space: rays ask them for depth, points in the room for what lies there.
+"""What a scene's latents know of its space: rays ask them for depth, and each tells what lies where it began.
 
 Training only: `add_ray_decoder` gives it to a model; neither its weights nor this code are saved with that.
 """
@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .modeling_perceiver import PerceiverAttention, PointEmbedding, RayEmbedding
+from .modeling_perceiver import PerceiverAttention, RayEmbedding, take_patches
 
 BOX_NUMBERS = 8
 """Centre, extent (width, depth, height) and horizontal normal, as an action states them, in ref metres."""
 UNKNOWN = -1
-DECODER_LAYERS, HEAD_DIM, NUM_FREQUENCIES = 2, 32, 8
+DECODER_LAYERS, HEAD_DIM = 2, 32
 
 
 class RayDecoderLayer(nn.Module):
-    """Cross-attention from rays or points to latents, then an MLP; pre-norm residual branches."""
+    """Cross-attention from rays to latents, then an MLP; pre-norm residual branches."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -33,7 +33,8 @@ class RayDecoderLayer(nn.Module):
 
 
 class RayDecoder(nn.Module):
-    """Rays cross-attend to the latents and predict log depth; with `num_classes` points predict class, colour and box.
+    """Rays cross-attend to the latents and predict log depth; with `num_classes` each latent tells, through one linear
+    layer, the class, colour, box and point of the patch that it began at.
 
     Args:
         dim: width of the latents as the text model sees them.
@@ -46,38 +47,46 @@ class RayDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.depth_weight, self.label_weight = depth_weight, label_weight
-        self.sizes = (1, num_classes, num_colors, BOX_NUMBERS if num_classes else 0)
         self.embedding = RayEmbedding(dim)
-        self.point_embedding = PointEmbedding(dim, NUM_FREQUENCIES) if num_classes else None
         self.layers = nn.ModuleList(RayDecoderLayer(dim) for _ in range(DECODER_LAYERS))
-        self.norm = nn.LayerNorm(dim)
-        self.out = nn.Linear(dim, sum(self.sizes))
+        self.out = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 1))
+        self.sizes = (num_classes, num_colors, BOX_NUMBERS, 3)
+        self.labels = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, sum(self.sizes))) if num_classes else None
 
-    def forward(self, latents: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(
+        self, latents: torch.Tensor, targets: dict[str, torch.Tensor], origins: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         """Losses of S scenes.
 
         Args:
             latents: [S, N, dim].
             targets: rays float32 [S, R, 6], Plücker coordinates in ref; depth float32 [S, R], metres along the ray, and
-                depth_mask bool [S, R]; with classes also points float32 [S, R, 3] in ref, of what lies there classes,
-                colors int64 [S, R] (-1 = unknown), boxes float32 [S, R, 8] and boxes_mask bool [S, R].
+                depth_mask bool [S, R]; with classes also of all K patches classes, colors int64 [S, K] (-1 = unknown),
+                boxes float32 [S, K, 8], points float32 [S, K, 3] in ref, boxes_mask and points_mask bool [S, K].
+            origins: int64 [S, N], the patch below K that each latent began at.
 
         Returns:
-            "geometry_consistency": L1 of log depth; with classes those of `label_losses`; float32 scalars.
+            "geometry_consistency": L1 of log depth; with classes those of `label_losses` and "point", smooth L1 in
+            metres; float32 scalars.
+
+        Raises:
+            ValueError: for classes of latents that began at no patch.
         """
-        queries, num_rays = self.embedding(targets["rays"]), targets["rays"].shape[1]
-        if self.point_embedding is not None:
-            points = targets["points"]
-            known = torch.ones_like(points[..., 0], dtype=torch.bool)
-            queries = torch.cat((queries, self.point_embedding(points, known).to(queries.dtype)), dim=1)
+        queries = self.embedding(targets["rays"])
         for layer in self.layers:
             queries = layer(queries, latents.to(queries.dtype))
-        log_depth, *labels = self.out(self.norm(queries)).float().split(self.sizes, dim=-1)
-        error = (log_depth[:, :num_rays, 0] - targets["depth"].clamp_min(1e-3).log()).abs()
+        log_depth = self.out(queries).float().squeeze(-1)
+        error = (log_depth - targets["depth"].clamp_min(1e-3).log()).abs()
         losses = {"geometry_consistency": masked_mean(error, targets["depth_mask"])}
-        if self.point_embedding is not None:
-            losses |= label_losses(*(each[:, num_rays:] for each in labels), targets)
-        return losses
+        if self.labels is None:
+            return losses
+        if origins is None:
+            raise ValueError("latents that begin as learned vectors tell no labels; set latent_start to spread")
+        names = ("classes", "colors", "boxes", "boxes_mask", "points", "points_mask")
+        there = {name: take_patches(targets[name], origins) for name in names}
+        classes, colors, boxes, points = self.labels(latents).float().split(self.sizes, dim=-1)
+        losses |= label_losses(classes, colors, boxes, there)
+        return {**losses, "point": masked_mean(smooth_l1(points, there["points"]), there["points_mask"])}
 
     def weighted(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         """Their sum by the weights of the two kinds."""

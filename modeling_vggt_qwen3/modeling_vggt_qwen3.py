@@ -43,17 +43,22 @@ class VisualTokens(ModelOutput):
     Attributes:
         pooler_output: [S, N, text width]; a scene's geometry tokens, then its latents.
         mask: bool [S, N], False at geometry tokens of padded views and of scenes without cameras.
+        latent_origins: int64 [S, latents], the patch below V*P that each latent began at, if at any.
     """
 
     pooler_output: torch.FloatTensor | None = None
     mask: torch.BoolTensor | None = None
+    latent_origins: torch.LongTensor | None = None
 
 
 @dataclass
 class VggtQwen3ModelOutput(BaseModelOutputWithPast):
-    """The text model's output, and the scenes' latents [S, N, text width] where images were given."""
+    """The text model's output; where images were given the scenes' latents [S, N, text width], and the patches [S, N]
+    that these began at, if at any.
+    """
 
     image_hidden_states: torch.FloatTensor | None = None
+    latent_origins: torch.LongTensor | None = None
 
 
 @dataclass
@@ -157,10 +162,11 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         if patch_mask is not None and side > 1:
             patch_mask = pool_patches(patch_mask.unsqueeze(-1).float(), rows, columns, side).squeeze(-1) > 0
         num_patches = next(iter(features.values())).shape[2]
-        latents = self.resampler(features, scene_geometry, _merge_masks(view_mask, patch_mask, num_patches))
+        patch_mask = _merge_masks(view_mask, patch_mask, num_patches)
+        latents, origins = self.resampler(features, scene_geometry, patch_mask)
         mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
         if self.geometry_tokens is None or scene_geometry is None:
-            return VisualTokens(pooler_output=latents, mask=mask)
+            return VisualTokens(pooler_output=latents, mask=mask, latent_origins=origins)
 
         tokens = self.geometry_tokens(scene_geometry).to(latents)
         if self.training:  # every rank must give these parameters a gradient, also where no scene has cameras
@@ -169,7 +175,9 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
         if view_mask is not None:
             tokens_mask = tokens_mask & view_mask.to(mask.device)
         return VisualTokens(
-            pooler_output=torch.cat((tokens, latents), dim=1), mask=torch.cat((tokens_mask, mask), dim=1)
+            pooler_output=torch.cat((tokens, latents), dim=1),
+            mask=torch.cat((tokens_mask, mask), dim=1),
+            latent_origins=origins,
         )
 
     def encode_views(self, pixel_values: torch.Tensor, view_mask: torch.Tensor | None) -> dict[int, torch.Tensor]:
@@ -299,8 +307,10 @@ class VggtQwen3Model(VggtQwen3PreTrainedModel):
             **kwargs,
         )
         num_latents = self.config.perceiver_config.num_latents
-        latents = None if visual is None else visual.pooler_output[:, -num_latents:]
-        return VggtQwen3ModelOutput(**outputs, image_hidden_states=latents)
+        if visual is None:
+            return VggtQwen3ModelOutput(**outputs)
+        latents = visual.pooler_output[:, -num_latents:]
+        return VggtQwen3ModelOutput(**outputs, image_hidden_states=latents, latent_origins=visual.latent_origins)
 
     def segment_mask(self, segment_ids: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Additive mask [B, 1, T, T] of packed rows: a token sees the prefix (segment 0) and its own segment so far.
@@ -438,7 +448,7 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
             loss = self.answer_loss(hidden, labels, task_ids, token_weights, num_items_in_batch, answer_positions)
         auxiliary = None
         if ray_targets is not None and loss is not None:
-            auxiliary, addend = self._ray_losses(outputs.image_hidden_states, ray_targets)
+            auxiliary, addend = self._ray_losses(outputs, ray_targets)
             loss = loss + addend
         logits = None
         if labels is None or not self.training:
@@ -460,11 +470,12 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
         return self.ray_decoder
 
     def _ray_losses(
-        self, latents: torch.Tensor | None, ray_targets: dict[str, torch.Tensor]
+        self, outputs: VggtQwen3ModelOutput, ray_targets: dict[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        latents = outputs.image_hidden_states
         if self.ray_decoder is None or latents is None:
             raise ValueError("ray_targets want images and a ray decoder: call add_ray_decoder() before training")
-        losses = self.ray_decoder(latents, ray_targets)
+        losses = self.ray_decoder(latents, ray_targets, outputs.latent_origins)
         share = ray_targets.get("share", 1)
         return {name: loss.detach() for name, loss in losses.items()}, self.ray_decoder.weighted(losses) / share
 

@@ -177,7 +177,7 @@ def dense_rooms(tmp_path_factory) -> Path:
     source = RoomsSource(12, 2, views=2, size=56, dense_labels=True, questions_per_scene=6, actions_per_scene=4)
     build(source, folder / "rooms", num_proc=1, progress=False)
     config = small_config()
-    config.text_config.vocab_size = 1536
+    config.text_config.vocab_size, config.perceiver_config.latent_start = 1536, "spread"
     (folder / "model.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
     return folder
 

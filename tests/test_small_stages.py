@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from datasets_scripts.build import build
 from datasets_scripts.rooms.source import RoomsSource
+from modeling_vggt_qwen3.configuration_vggt_qwen3 import VggtQwen3Config
+from modeling_vggt_qwen3.modeling_perceiver import take_patches
 from modeling_vggt_qwen3.modeling_rays import RayDecoder
 from modeling_vggt_qwen3.modeling_vggt import VggtModel
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
@@ -34,19 +36,27 @@ OPTIONS += [
 ]
 
 
-def ray_targets(num_scenes: int, num_rays: int = 5) -> dict[str, torch.Tensor]:
+def ray_targets(num_scenes: int, num_rays: int = 5, num_patches: int = 18) -> dict[str, torch.Tensor]:
     rng = torch.Generator().manual_seed(0)
-    shape = (num_scenes, num_rays)
+    shape, patches = (num_scenes, num_rays), (num_scenes, num_patches)
     return {
         "rays": torch.randn(*shape, 6, generator=rng),
         "depth": torch.rand(shape, generator=rng) * 4 + 0.5,
         "depth_mask": torch.rand(shape, generator=rng) > 0.5,
-        "points": torch.randn(*shape, 3, generator=rng),
-        "classes": torch.randint(-1, 7, shape, generator=rng),
-        "colors": torch.randint(-1, 3, shape, generator=rng),
-        "boxes": torch.randn(*shape, 8, generator=rng),
-        "boxes_mask": torch.rand(shape, generator=rng) > 0.5,
+        "classes": torch.randint(-1, 7, patches, generator=rng),
+        "colors": torch.randint(-1, 3, patches, generator=rng),
+        "boxes": torch.randn(*patches, 8, generator=rng),
+        "boxes_mask": torch.rand(patches, generator=rng) > 0.5,
+        "points": torch.randn(*patches, 3, generator=rng),
+        "points_mask": torch.rand(patches, generator=rng) > 0.5,
     }
+
+
+def spread_config() -> VggtQwen3Config:
+    """The small one, whose latents begin at patches."""
+    config = small_config()
+    config.perceiver_config.latent_start = "spread"
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,7 @@ def stages(tmp_path_factory):
     """Folders of the three stages' results."""
     folder = tmp_path_factory.mktemp("stages")
     build(RoomsSource(4, 2, views=2, size=56, dense_labels=True), folder / "rooms", num_proc=1, progress=False)
-    config = small_config()
+    config = spread_config()
     config.text_config.vocab_size = 1536
     (folder / "model.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
     data = ["--dataset", str(folder / "rooms"), "--prepared_dir", str(folder / "prepared"), *OPTIONS]
@@ -83,7 +93,7 @@ def test_every_part_of_the_loss_is_logged(stages):
     labels = {"loss_class", "loss_color", "loss_box"}
     encoder = labels | {"loss_view_box", "loss_patch_points", "loss_patch_depth"}
     encoder |= {"loss_camera", "loss_depth", "loss_points"}
-    for stage, wanted in {"0": encoder, "1": labels | {"loss_geometry_consistency"}}.items():
+    for stage, wanted in {"0": encoder, "1": labels | {"loss_point", "loss_geometry_consistency"}}.items():
         lines = [json.loads(line) for line in (stages / stage / "log.jsonl").read_text().splitlines()]
         steps = [line for line in lines if "loss" in line]
         assert steps
@@ -149,8 +159,8 @@ def test_every_rank_trains_on_other_scenes():
         ReconstructionSampler(3, 2, seed=0, world_size=2)
 
 
-def test_rays_train_the_latents(rooms):
-    model = small_model().train()
+def test_rays_and_labels_train_the_latents():
+    model = small_model(perceiver_config=spread_config().perceiver_config.to_dict()).train()
     width = model.config.text_config.hidden_size
     model.add_ray_decoder(RayDecoder(width, num_classes=7, num_colors=3, depth_weight=0.5, label_weight=2.0))
     batch = fake_batch(model.config)
@@ -158,7 +168,7 @@ def test_rays_train_the_latents(rooms):
     plain = model(**batch)
     rayed = model(**batch, ray_targets={**ray_targets(2), "share": 4})
     losses = rayed.auxiliary_losses
-    labels = losses["class"] + losses["color"] + losses["box"]
+    labels = losses["class"] + losses["color"] + losses["box"] + losses["point"]
     expected = plain.loss + (0.5 * losses["geometry_consistency"] + 2 * labels) / 4
     torch.testing.assert_close(rayed.loss, expected)
     (rayed.loss - plain.loss).backward()
@@ -167,30 +177,47 @@ def test_rays_train_the_latents(rooms):
         small_model()(**batch, ray_targets=ray_targets(2))
 
 
+def test_each_latent_is_asked_about_the_patch_it_began_at():
+    decoder, targets, latents = RayDecoder(16, num_classes=7, num_colors=3), ray_targets(2), torch.randn(2, 4, 16)
+    origins = torch.tensor([[3, 17, 0, 9], [5, 5, 16, 2]])
+    names = [name for name in targets if name not in ("rays", "depth", "depth_mask")]
+    there = {name: take_patches(targets[name], origins) for name in names}
+    in_order = decoder(latents, {**targets, **there}, torch.arange(4).expand(2, 4))
+    assert in_order == decoder(latents, targets, origins)
+    turned = decoder(latents, targets, origins.flip(1))
+    apart = {name for name in in_order if not torch.isclose(turned[name], in_order[name])}
+    assert apart == {"class", "color", "box", "point"}
+    other = decoder(latents, {**targets, "rays": targets["rays"] + 1}, origins)
+    assert {name for name in in_order if not torch.isclose(other[name], in_order[name])} == {"geometry_consistency"}
+    with pytest.raises(ValueError, match="set latent_start to spread"):
+        decoder(latents, targets)
+
+
 def test_only_what_is_known_counts():
     decoder = RayDecoder(16, num_classes=7, num_colors=3)
-    targets, latents = ray_targets(2), torch.randn(2, 4, 16)
-    losses = decoder(latents, targets)
+    targets, latents = ray_targets(2), torch.randn(2, 18, 16)
+    everywhere = torch.arange(18).expand(2, 18)
+    losses = decoder(latents, targets, everywhere)
     wild = {
         **targets,
         "depth": torch.where(targets["depth_mask"], targets["depth"], 1e6),
         "boxes": torch.where(targets["boxes_mask"][..., None], targets["boxes"], 1e6),
+        "points": torch.where(targets["points_mask"][..., None], targets["points"], 1e6),
     }
-    assert losses == decoder(latents, wild)
+    assert losses == decoder(latents, wild, everywhere)
     nothing = {**targets, "depth_mask": torch.zeros(2, 5, dtype=torch.bool)}
-    assert decoder(latents, nothing)["geometry_consistency"] == 0
+    assert decoder(latents, nothing, everywhere)["geometry_consistency"] == 0
 
 
-def test_rays_tell_depth_and_points_the_rest():
-    decoder, targets, latents = RayDecoder(16, num_classes=7, num_colors=3), ray_targets(2), torch.randn(2, 4, 16)
-    losses = decoder(latents, targets)
-    for asked, answers in (("rays", {"geometry_consistency"}), ("points", {"class", "color", "box"})):
-        other = decoder(latents, {**targets, asked: targets[asked] + 1})
-        assert {name for name in losses if not torch.isclose(other[name], losses[name])} == answers
+def test_labels_want_latents_that_begin_at_patches():
+    prepared = type("Prepared", (), {"has_labels": True})()
+    with pytest.raises(ValueError, match=r"perceiver_config.latent_start to spread"):
+        add_ray_decoder(small_model(), ModelArguments(latent_labels=1.0), prepared)
+    assert add_ray_decoder(small_model(), ModelArguments(geometry_consistency=1.0), prepared)
 
 
-def test_labels_end_in_time(rooms):
-    model = small_model()
+def test_labels_end_in_time():
+    model = small_model(perceiver_config=spread_config().perceiver_config.to_dict())
     prepared = type("Prepared", (), {"has_labels": True})()
     (end,) = add_ray_decoder(model, ModelArguments(latent_labels=1.5, latent_labels_until=0.3), prepared)
     state = type("State", (), {"max_steps": 10, "global_step": 2})()

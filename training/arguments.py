@@ -101,7 +101,7 @@ class ModelArguments:
         default=0.0, metadata={"help": "Weight of log depth, read by rays from the latents where the input hides it."}
     )
     latent_labels: float = field(
-        default=0.0, metadata={"help": "Weight of class, colour and box, read by rays from the latents."}
+        default=0.0, metadata={"help": "Weight of class, colour, box and point of the patches that latents begin at."}
     )
     latent_labels_until: float = field(
         default=1.0, metadata={"help": "Share of all steps after which latent_labels ends."}

@@ -17,8 +17,7 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from datasets_scripts.schema import ACTION_TASKS
-from modeling_vggt_qwen3.modeling_perceiver import SceneGeometry, patch_rays
-from modeling_vggt_qwen3.modeling_rays import UNKNOWN
+from modeling_vggt_qwen3.modeling_perceiver import SceneGeometry, patch_rays, take_patches
 from processing.geometry_vggt_qwen3 import NUM_DEPTH_BINS
 from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
@@ -326,13 +325,14 @@ def ray_targets(
     num_rays: int,
     patch_size: int,
 ) -> dict[str, torch.Tensor]:
-    """What rays through random patches meet, R a scene, whether or not the model's input shows the cameras.
+    """What rays through random patches meet, R a scene, and what all K patches show, whether or not the model's input
+    shows the cameras.
 
     Returns:
         rays float32 [S, R, 6], Plücker coordinates in ref; depth float32 [S, R], metres along the ray (z-depth
         would ask for the camera's axis, which no ray tells), and depth_mask bool [S, R], True where that depth was
-        measured and hidden from the input; with dense labels points float32 [S, R, 3], what the rays meet, in ref,
-        and classes, colors, boxes and boxes_mask as in `dense_labels`, [S, R, ...], unknown where the point is.
+        measured and hidden from the input; with dense labels also those of `dense_labels`, [S, K, ...], the points
+        float32 [S, K, 3] of the patches in ref, and points_mask bool [S, K].
     """
     scene, view = prepared.place([draw.scene for draw in draws]), prepared.place(views)
     ref_from_world = prepared.scenes["ref_from_world"][scene, view[:, 0]]
@@ -347,37 +347,24 @@ def ray_targets(
         image_size=tuple(pixels.shape[-2:]),
     )
     hidden = geometry.patch_points_mask & ~batch["patch_points_mask"]
-    found = {
+    along = {
         "rays": patch_rays(geometry, patch_size),
         "depth": geometry.patch_points.norm(dim=-1),
         "depth_mask": hidden,
     }
-    if prepared.has_labels:
-        found |= _labels_of_points(geometry, dense_labels(prepared, scene, view, ref_from_world))
     generator = torch.Generator(scene.device).manual_seed(int(random_stream(draws[0], "rays").integers(2**31)))
     total = hidden.shape[1] * hidden.shape[2]
     chosen = torch.rand(len(draws), total, generator=generator, device=scene.device).topk(min(num_rays, total)).indices
-    return {key: _pick(value.flatten(1, 2), chosen) for key, value in found.items()}
-
-
-def _labels_of_points(geometry: SceneGeometry, labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The points in ref, and the labels of those that are known."""
-    known, pose = geometry.patch_points_mask, geometry.ref_from_cam
-    return {
-        "points": geometry.patch_points @ pose[..., :3, :3].mT + pose[..., None, :3, 3],
-        "classes": torch.where(known, labels["classes"], UNKNOWN),
-        "colors": torch.where(known, labels["colors"], UNKNOWN),
-        "boxes": labels["boxes"],
-        "boxes_mask": labels["boxes_mask"] & known,
-    }
+    targets = {key: take_patches(value.flatten(1, 2), chosen) for key, value in along.items()}
+    if prepared.has_labels:
+        pose = geometry.ref_from_cam
+        points = geometry.patch_points @ pose[..., :3, :3].mT + pose[..., None, :3, 3]
+        there = {"points": points, "points_mask": geometry.patch_points_mask}
+        there |= dense_labels(prepared, scene, view, ref_from_world)
+        targets |= {key: value.flatten(1, 2) for key, value in there.items()}
+    return targets
 
 
 def inverse(matrices: torch.Tensor) -> torch.Tensor:
     """Inverses of matrices known to have one; looking whether they do would wait for the accelerator."""
     return torch.linalg.inv_ex(matrices).inverse
-
-
-def _pick(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """[S, K, ...] at [S, R] -> [S, R, ...]."""
-    index = chosen.view(*chosen.shape, *(1,) * (values.ndim - 2)).expand(*chosen.shape, *values.shape[2:])
-    return values.gather(1, index)
