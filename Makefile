@@ -35,8 +35,8 @@ demo: $(READY) ## data -> train -> eval -> an answer and an action, on procedura
 	$(BIN)/python eval.py --model outputs/demo --images examples/room --question 'What color is the sofa?'
 	@echo; echo '== an action, with their cameras and depth'
 	$(BIN)/python eval.py --model outputs/demo --images examples/room --action --question 'Place an anchor on the sofa.' \
-		--gravity 0,0,-1 --scale 1 --max-new-tokens 160
-	@echo; echo 'the report: outputs/demo/eval/report.html'
+		--gravity 0,0,-1 --scale 1 --max-new-tokens 160 --picture outputs/demo/anchor.png
+	@echo; echo 'the anchor: outputs/demo/anchor.png; the report: outputs/demo/eval/report.html'
 
 test: $(READY) ## the tests, under 15 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"

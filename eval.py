@@ -17,7 +17,7 @@ from transformers.utils import logging as library_logging
 from evaluation.arguments import parse
 from evaluation.compare import CompareSettings, compare
 from evaluation.foreign import ScoreSettings
-from evaluation.question import QuestionSettings, ask, print_reply
+from evaluation.question import QuestionSettings, ask, draw_reply, print_reply
 from evaluation.runs import run, score
 from training.launch import end_process_group
 
@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> Any:
     if isinstance(settings, QuestionSettings):
         reply = ask(settings)
         print_reply(reply, settings)
+        if settings.picture is not None:
+            settings.picture.parent.mkdir(parents=True, exist_ok=True)
+            draw_reply(reply, settings).save(settings.picture)
         return reply
     return run(settings)
 

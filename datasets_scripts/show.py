@@ -193,11 +193,11 @@ def seen_points(scene: dict[str, Any], cameras: np.ndarray) -> tuple[np.ndarray,
 def _write_samples(
     draw: ImageDraw.ImageDraw, samples: Sequence[dict[str, Any]], corner: tuple[int, int], width: int
 ) -> None:
-    lines = []
+    lines, columns = [], (width - corner[0] - 10) // 6
     for sample in samples:
         reply = sample["answers"][0] if sample["answers"] else f"{sample['action'] or 'no label'}"
         text = " ".join(filter(None, [sample["situation"], sample["question"]]))
-        lines += [*_wrapped(text, (width - corner[0] - 10) // 6), f"    {reply}"]
+        lines += [*_wrapped(text, columns), *(f"    {line}" for line in _wrapped(reply, columns - 4))]
     for number, line in enumerate(lines[: 2 * _MAX_LINES]):
         color = _CAMERA if line.startswith("    ") else _INK
         draw.text((corner[0], corner[1] + 14 * number), line, color, _font(11))

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from accelerate import PartialState
+from PIL import Image
 
 from datasets_scripts.photos import parse_gravity
 from datasets_scripts.schema import SAMPLE_SPLITS
@@ -22,6 +23,7 @@ from .settings import GALLERY_SIZE, EvalSettings
 
 DEFAULT_MODEL = SceneTrainingArguments.__dataclass_fields__["output_dir"].default
 RESULTS = Path("outputs/eval")
+QUESTION_OPTIONS = ("question", "situation", "cameras", "gravity", "scale", "picture")
 
 Settings = EvalSettings | QuestionSettings | ScoreSettings | CompareSettings
 
@@ -114,10 +116,13 @@ def _add_question(group: argparse._ArgumentGroup) -> None:
         "--gravity", help="where things fall in the frame of the cameras: x,y,z or a file of three numbers"
     )
     group.add_argument("--scale", type=float, help="metres of one unit of the cameras' positions")
+    group.add_argument("--picture", type=Path, help="image file to draw photographs, boxes, plan and reply into")
 
 
 def _evaluation(options: argparse.Namespace, parser: argparse.ArgumentParser) -> EvalSettings:
-    misplaced = [name for name in ("question", "situation", "cameras", "gravity", "scale") if getattr(options, name)]
+    misplaced = [
+        name for name in ("question", "situation", "cameras", "gravity", "scale", "picture") if getattr(options, name)
+    ]
     if misplaced or options.action:
         parser.error(f"--{(misplaced or ['action'])[0]} goes with --images")
     dataset = _dataset(options)
@@ -165,6 +170,8 @@ def _question(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Q
         parser.error("--images needs --question")
     if options.dataset or options.controls or options.condition != SIGHTED:
         parser.error("--images asks one question; --dataset, --controls and the like belong to an evaluation")
+    if options.picture and options.picture.suffix.lower() not in Image.registered_extensions():
+        parser.error(f"--picture {options.picture}: no image format has this ending; take .png or .jpg")
     return QuestionSettings(
         model=options.model,
         images=options.images[0] if len(options.images) == 1 else tuple(options.images),
@@ -172,6 +179,7 @@ def _question(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Q
         situation=options.situation,
         action=options.action,
         cameras=options.cameras,
+        picture=options.picture,
         gravity=None if options.gravity is None else tuple(parse_gravity(options.gravity).tolist()),
         scale=options.scale,
         num_views=options.num_views,

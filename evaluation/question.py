@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
+from PIL import Image
 
 from datasets_scripts.photos import PhotoScene, read_photos
+from datasets_scripts.show import contact_sheet
+from processing.action_vggt_qwen3 import action_box
 from processing.processing_vggt_qwen3 import METRES_UNKNOWN
 
 from .checkpoint import Checkpoint, load_checkpoint
+from .drawing import anchors_of
 from .predict import Generation, generate
 
 
 @dataclass(frozen=True)
 class QuestionSettings:
-    """What is asked of which photographs; see `read_photos` for images, cameras, gravity and scale."""
+    """What is asked of which photographs; see `read_photos` for images, cameras, gravity and scale.
+
+    `picture`: image file to draw the photographs and the reply into; with cameras also a plan, and the boxes placed.
+    """
 
     model: str
     images: str | tuple[str, ...]
@@ -28,6 +38,7 @@ class QuestionSettings:
     cameras: str | None = None
     gravity: tuple[float, float, float] | None = None
     scale: float | None = None
+    picture: Path | None = None
     num_views: int = 8
     dtype: str = "auto"
     attn_implementation: str = "sdpa"
@@ -104,3 +115,26 @@ def print_reply(reply: Reply, settings: QuestionSettings) -> None:
         notes.append("metres, in the frame of the cameras turned so that Z points up")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+
+
+def draw_reply(reply: Reply, settings: QuestionSettings) -> Image.Image:
+    """The photographs with the boxes of the reply's action, the plan from above, the question and the reply."""
+    scene, anchors = reply.scene, anchors_of(reply.action)
+    row = {"frame_ids": scene.frame_ids, "images": scene.images, "depth": None}
+    row |= {"intrinsics": scene.intrinsics, "world_from_cam": scene.world_from_cam}
+    if scene.depth is not None:
+        row["depth"] = [np.zeros((1, 1)) if depth is None else depth * 1000 for depth in scene.depth]
+    lines = [_in_words(anchor) for anchor in anchors] or [reply.error or reply.text]
+    sample = {"question": settings.question, "situation": settings.situation, "action": reply.action}
+    sample |= {"answers": ["; ".join(lines)], "targets": [_target(anchor) for anchor in anchors]}
+    return contact_sheet(row, [sample])
+
+
+def _target(anchor: Mapping[str, Any]) -> dict[str, Any]:
+    center, size, axes = action_box(anchor)
+    return {"label": anchor["label"], "kind": "object", "center": center, "size": size, "axes": axes}
+
+
+def _in_words(anchor: Mapping[str, Any]) -> str:
+    place, size = (" ".join(f"{metres:.2f}" for metres in anchor[key]) for key in ("center", "extent"))
+    return f"{anchor['label']} at ({place}), size ({size}) m"

@@ -6,9 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import eval as evaluator
 from evaluation import question
+from evaluation.drawing import box_corners
 from processing.geometry_vggt_qwen3 import invert_rigid, ref_from_world, transform_points
 from tests.evaluating import save_checkpoint
 from tests.test_photos import photo, rgbd, y_down
@@ -71,6 +73,30 @@ def test_an_action_is_printed_in_metres_of_the_world(checkpoint, tmp_path, capsy
     assert "Z points up" in err
 
 
+def test_a_picture_shows_where_the_anchor_is(checkpoint, tmp_path, capsys, saying):
+    saying(ANCHOR)
+    folder = rgbd(tmp_path / "scan", y_down())
+    words = ["--model", checkpoint, "--images", str(folder), "--question", "Place an anchor.", "--action"]
+    words += ["--gravity", "0,1,0"]
+    reply = evaluator.main([*words, "--picture", str(tmp_path / "new" / "placed.png")])
+    drawn = np.asarray(Image.open(tmp_path / "new" / "placed.png").convert("RGB")).astype(int)
+    saying("nothing to place")
+    evaluator.main([*words, "--picture", str(tmp_path / "empty.png")])
+    changed = np.abs(drawn - np.asarray(Image.open(tmp_path / "empty.png").convert("RGB"))).sum(-1) > 60
+    tile = 240 / max(reply.scene.images[0].size)
+    view = np.nonzero(changed[:240, :240])
+    assert len(view[0]) > 20, "the box stands in the first photograph"
+    corners = transform_points(
+        invert_rigid(reply.scene.world_from_cam[0]), box_corners(reply.action)
+    )  # all in front of this camera
+    pixels = corners @ reply.scene.intrinsics[0].T
+    expected = (pixels[:, :2] / pixels[:, 2:] * tile)[:, ::-1]
+    low, high = expected.min(0).clip(0, 239), expected.max(0).clip(0, 239)
+    for axis in (0, 1):
+        assert view[axis].min() >= low[axis] - 3 and view[axis].max() <= high[axis] + 3
+    assert changed[480:, :640].any(), "and on the plan"
+
+
 def test_without_cameras_metres_are_unknown_and_nobody_is_asked_to_invent_them(checkpoint, tmp_path, capsys, saying):
     folder = rgbd(tmp_path / "scan", y_down())
     given = saying(ANCHOR)
@@ -90,6 +116,8 @@ def test_without_cameras_metres_are_unknown_and_nobody_is_asked_to_invent_them(c
         (["--images", "{folder}"], "--images needs --question"),
         (["--images", "{folder}", "--question", "x", "--dataset", "d"], "belong to an evaluation"),
         (["--question", "x"], "--question goes with --images"),
+        (["--picture", "x.png"], "--picture goes with --images"),
+        (["--images", "{folder}", "--question", "x", "--picture", "x.docx"], "no image format has this ending"),
         (["--images", "{folder}", "--question", "x", "--qestion", "x"], "unrecognized arguments: --qestion"),
     ],
 )
