@@ -2,7 +2,7 @@
 
 python eval.py --model outputs/demo --dataset data/rooms --split val --controls blind
 accelerate launch eval.py --model outputs/demo --dataset data/rooms    several processes, the same files
-python eval.py --model outputs/demo --images photos/ --question "What is next to the sofa?"
+python eval.py --model outputs/demo --images photos/ --question "What is next to the sofa?" --picture reply.png
 python eval.py score --predictions answers.jsonl --dataset data/rooms --split test
 python eval.py compare outputs/eval/a outputs/eval/b
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from accelerate import PartialState
 from transformers.utils import logging as library_logging
 
 from evaluation.arguments import parse
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> Any:
     if isinstance(settings, QuestionSettings):
         reply = ask(settings)
         print_reply(reply, settings)
-        if settings.picture is not None:
+        if settings.picture is not None and PartialState().is_main_process:
             settings.picture.parent.mkdir(parents=True, exist_ok=True)
             draw_reply(reply, settings).save(settings.picture)
         return reply

@@ -53,8 +53,9 @@ def tables(rows: Sequence[Entry]) -> str:
     return "\n\n".join([*blocks, *_notes(rows)])
 
 
-def _scales(entry: Entry) -> tuple[float, float]:
-    return entry["scale"], entry["encoder_scale"]
+def _scales(entry: Entry) -> tuple[float, float, int]:
+    shared = entry["encoder_seed"]
+    return entry["scale"], entry["encoder_scale"], -1 if shared is None else shared
 
 
 # ---------------------------------------------------------------------------------------------------------- the tables
@@ -173,7 +174,9 @@ def _title(entries: Sequence[Entry]) -> str:
         for entry in entries
     )
     each = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
-    return f"{' or '.join(steps)} steps of the stages, {each}"
+    shared = {entry["encoder_seed"] for entry in entries} - {None}
+    encoder = f", which share the stage 0 of seed {' or '.join(map(str, sorted(shared)))}" if shared else ""
+    return f"{' or '.join(steps)} steps of the stages, {each}{encoder}"
 
 
 def _question(found: Entry) -> Number:

@@ -1,9 +1,9 @@
 """What a finished model of the table left: its figures in one object, and the file that gathers them.
 
-A row of the file: row, seed, scale, encoder_scale (its key), encoder_seed (null = the seed's own encoder), machine,
-command, settings, dataset, parameters; `stages`: 0, 1, 2 -> steps, samples_per_step (at most), seconds,
-samples_per_second (scenes in stage 0), loss; `evaluation`: limit, seconds of each task; `conditions`: condition ->
-{questions, furniture, thin, lists}, where
+A row of the file: row, seed, scale, encoder_scale, encoder_seed (whose stage 0 all seeds of the command share, or null;
+all five are its key), machine, command, settings, dataset, parameters; `stages`: 0, 1, 2 -> steps, samples_per_step (at
+most), seconds, samples_per_second (scenes in stage 0), loss; `evaluation`: limit, seconds of each task; `conditions`:
+condition -> {questions, furniture, thin, lists}, where
 
 - questions: count, exact_match, interval, gain (over the same model blind, with its interval, where it is paired), and
   by_type: type -> count, exact_match, interval, gain;
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BLIND = "blind"
 QUESTIONS, ACTIONS = "rooms_qa", "rooms_actions"
-KEY = ("row", "seed", "scale", "encoder_scale")
+KEY = ("row", "seed", "scale", "encoder_scale", "encoder_seed")
 EXACT = "EM@1"
 ACTION_METRICS = (
     "center_error_median_m",

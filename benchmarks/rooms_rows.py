@@ -85,15 +85,20 @@ ROWS = {
         TableRow("rays", "images, geometry tokens and rays", _geometry(tokens=True, rays=True)),
         TableRow("last_layer", "features of the last layer alone", _last_layer),
         TableRow("several_layers", "several layers without the patch embedding", _without_patch_embedding),
-        TableRow(
-            "learned_latents",
-            "latents begin as learned vectors, and tell nothing of patches",
-            _learned_latents,
-            settings={"latent_labels": 0.0, "latent_labels_until": 1.0},
-        ),
         TableRow("latents_32", "32 latents", _latents(32)),
         TableRow("latents_128", "128 latents", _latents(128)),
         TableRow("no_dense_supervision", "nothing asks the latents: answers alone", settings=_NO_LABELS),
+        TableRow(
+            "no_latent_labels",
+            "latents tell nothing of patches",
+            settings={"latent_labels": 0.0, "latent_labels_until": 1.0},
+        ),
+        TableRow(
+            "learned_latents",
+            "the same, and they begin as learned vectors",
+            _learned_latents,
+            settings={"latent_labels": 0.0, "latent_labels_until": 1.0},
+        ),
         TableRow("no_geometry_consistency", "no geometry_consistency", settings={"geometry_consistency": 0.0}),
         TableRow("no_stage0", "encoder random and frozen: no stage 0", uses_stage_0=False),
         TableRow(

@@ -23,7 +23,7 @@ from datasets_scripts.schema import SAMPLE_SPLITS, SCENE_SPLITS, read_manifest
 from processing.geometry_vggt_qwen3 import invert_rigid, transform_points
 
 _TILE, _COLUMNS, _PLAN = 240, 4, 640
-_MARGIN_M = 0.4
+_MARGIN_M, _BEYOND_M = 0.4, 2.0
 _NEAR_M = 0.05
 _MAX_LINES = 22
 _INK, _PAPER, _CAMERA = (30, 30, 34), (250, 250, 248), (20, 90, 200)
@@ -80,7 +80,8 @@ def load_roomplan(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def shown_targets(samples: Sequence[dict[str, Any]]) -> tuple[list[Target], list[tuple[int, ...]]]:
     """Return every box of the actions once, or of the questions if there are none, and the colour of each."""
     acting = [sample for sample in samples if sample["action"]] or samples
-    targets = list({str(t["center"]): t for sample in acting for t in sample["targets"]}.values())
+    told = [target for sample in acting for target in sample["targets"]]
+    targets = list({str([t["label"], t["center"], t["size"]]): t for t in told}.values())
     return targets, [_PALETTE[i % len(_PALETTE)] for i in range(len(targets))]
 
 
@@ -141,7 +142,12 @@ def _plan(scene: dict[str, Any], targets: list[Target], colors: list[tuple[int, 
     straight = [target for target in targets if target["kind"] == "plane"] or targets  # along the walls
     axis = np.array(straight[0]["axes"])[0] if straight else np.array([1.0, 0.0, 0.0])
     turn = np.array([[axis[0], axis[1]], [-axis[1], axis[0]]])
-    flat = np.concatenate([points[:, :2], cameras[:, :2, 3], *outlines]) @ turn.T
+    seen = np.concatenate([points[:, :2], cameras[:, :2, 3]])
+    if len(seen):  # a box far away shrinks nothing
+        shown = [outline.clip(seen.min(0) - _BEYOND_M, seen.max(0) + _BEYOND_M) for outline in outlines]
+    else:
+        shown = outlines
+    flat = np.concatenate([seen, *shown]) @ turn.T
     low, high = flat.min(0) - _MARGIN_M, flat.max(0) + _MARGIN_M
     scale = _PLAN / float((high - low).max())
 

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from accelerate import PartialState
-from PIL import Image
 
 from datasets_scripts.photos import parse_gravity
 from datasets_scripts.schema import SAMPLE_SPLITS
@@ -23,6 +22,7 @@ from .settings import GALLERY_SIZE, EvalSettings
 
 DEFAULT_MODEL = SceneTrainingArguments.__dataclass_fields__["output_dir"].default
 RESULTS = Path("outputs/eval")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 QUESTION_OPTIONS = ("question", "situation", "cameras", "gravity", "scale", "picture")
 
 Settings = EvalSettings | QuestionSettings | ScoreSettings | CompareSettings
@@ -120,9 +120,7 @@ def _add_question(group: argparse._ArgumentGroup) -> None:
 
 
 def _evaluation(options: argparse.Namespace, parser: argparse.ArgumentParser) -> EvalSettings:
-    misplaced = [
-        name for name in ("question", "situation", "cameras", "gravity", "scale", "picture") if getattr(options, name)
-    ]
+    misplaced = [name for name in QUESTION_OPTIONS if getattr(options, name)]
     if misplaced or options.action:
         parser.error(f"--{(misplaced or ['action'])[0]} goes with --images")
     dataset = _dataset(options)
@@ -170,8 +168,8 @@ def _question(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Q
         parser.error("--images needs --question")
     if options.dataset or options.controls or options.condition != SIGHTED:
         parser.error("--images asks one question; --dataset, --controls and the like belong to an evaluation")
-    if options.picture and options.picture.suffix.lower() not in Image.registered_extensions():
-        parser.error(f"--picture {options.picture}: no image format has this ending; take .png or .jpg")
+    if options.picture and options.picture.suffix.lower() not in PICTURES:
+        parser.error(f"--picture {options.picture}: wanted a file that ends in one of {', '.join(PICTURES)}")
     return QuestionSettings(
         model=options.model,
         images=options.images[0] if len(options.images) == 1 else tuple(options.images),

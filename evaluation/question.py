@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from PIL import Image
+from PIL import Image, ImageOps
 
 from datasets_scripts.photos import PhotoScene, read_photos
 from datasets_scripts.show import contact_sheet
@@ -120,7 +120,8 @@ def print_reply(reply: Reply, settings: QuestionSettings) -> None:
 def draw_reply(reply: Reply, settings: QuestionSettings) -> Image.Image:
     """The photographs with the boxes of the reply's action, the plan from above, the question and the reply."""
     scene, anchors = reply.scene, anchors_of(reply.action)
-    row = {"frame_ids": scene.frame_ids, "images": scene.images, "depth": None}
+    upright = [ImageOps.exif_transpose(image) for image in scene.images]  # as the processor shows them to the model
+    row = {"frame_ids": scene.frame_ids, "images": upright, "depth": None}
     row |= {"intrinsics": scene.intrinsics, "world_from_cam": scene.world_from_cam}
     if scene.depth is not None:
         row["depth"] = [np.zeros((1, 1)) if depth is None else depth * 1000 for depth in scene.depth]

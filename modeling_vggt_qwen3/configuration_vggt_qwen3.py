@@ -87,8 +87,9 @@ class PerceiverConfig(PreTrainedConfig):
         use_ray_embedding: add the Plücker coordinates of each patch's ray in the reference frame.
         use_point_embedding: add the back-projected point of each patch in the reference frame.
         num_point_frequencies: sine-cosine pairs a coordinate.
-        latent_start: "learned" vectors alone; "spread": to each the context of one patch is added, chosen so that the
-            last layer's features differ as much as they can (see `spread_patches`).
+        latent_start: "learned": a vector for each latent; "spread": one vector, and the context of a patch that each
+            latent begins at, chosen to differ by the features of the last of feature_layers (see `spread_patches`,
+            which keeps a float32 copy of these and goes through it num_latents times).
     """
 
     model_type = "vggt_qwen3_perceiver"

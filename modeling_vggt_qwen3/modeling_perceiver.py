@@ -100,7 +100,8 @@ def spread_patches(features: torch.Tensor, mask: torch.Tensor | None, count: int
         count: patches to choose, N.
 
     Returns:
-        int64 [S, N], each below K; some repeat where fewer than N take part.
+        int64 [S, N], ascending and below K, so that near-ties of the choice move no latent far; some repeat where
+        fewer than N take part.
     """
     with maybe_autocast(features.device.type, enabled=False):
         features = F.normalize(F.layer_norm(features.float(), features.shape[-1:]), dim=-1)
@@ -115,7 +116,7 @@ def spread_patches(features: torch.Tensor, mask: torch.Tensor | None, count: int
             likeness = torch.maximum(likeness, cosines.squeeze(-1))
             patch = likeness.argmin(dim=1)
             chosen.append(patch)
-    return torch.stack(chosen, dim=1)
+    return torch.stack(chosen, dim=1).sort(dim=1).values
 
 
 def take_patches(values: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
@@ -305,7 +306,8 @@ class PerceiverResampler(nn.Module):
         self.feature_projs = nn.ModuleList(nn.Linear(w, dim) for w in widths.values())
         self.ray_embedding = RayEmbedding(dim) if config.use_ray_embedding else None
         self.point_embedding = PointEmbedding(dim, config.num_point_frequencies) if config.use_point_embedding else None
-        self.latents = nn.Parameter(torch.empty(config.num_latents, dim))
+        is_spread = config.latent_start == "spread"  # then all begin with one vector: which patch is which may change
+        self.latents = nn.Parameter(torch.empty(1 if is_spread else config.num_latents, dim))
         self.layers = nn.ModuleList(PerceiverLayer(config) for _ in range(config.num_hidden_layers))
         self.output_norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.output_proj = nn.Linear(dim, output_dim)
@@ -330,10 +332,11 @@ class PerceiverResampler(nn.Module):
         """
         context = self.embed_context(features, geometry).flatten(1, 2)  # [S, V*P, dim]
         mask = None if patch_mask is None else patch_mask.flatten(1)
-        latents, origins = self.latents.to(context.dtype).expand(context.shape[0], -1, -1), None
+        num_scenes, num_latents = context.shape[0], self.config.num_latents
+        latents, origins = self.latents.to(context.dtype).expand(num_scenes, num_latents, -1), None
         if self.config.latent_start == "spread":
             deepest = features[max(self.config.feature_layers)].flatten(1, 2)
-            origins = spread_patches(deepest, mask, latents.shape[1])
+            origins = spread_patches(deepest, mask, num_latents)
             latents = latents + take_patches(context, origins)
         for layer in self.layers:
             latents = layer(latents, context, mask)

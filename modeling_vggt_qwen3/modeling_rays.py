@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .modeling_perceiver import PerceiverAttention, RayEmbedding, take_patches
+from .modeling_perceiver import Float32Linear, PerceiverAttention, RayEmbedding, take_patches
 
 BOX_NUMBERS = 8
 """Centre, extent (width, depth, height) and horizontal normal, as an action states them, in ref metres."""
@@ -49,9 +49,10 @@ class RayDecoder(nn.Module):
         self.depth_weight, self.label_weight = depth_weight, label_weight
         self.embedding = RayEmbedding(dim)
         self.layers = nn.ModuleList(RayDecoderLayer(dim) for _ in range(DECODER_LAYERS))
-        self.out = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 1))
+        self.depth_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 1))
         self.sizes = (num_classes, num_colors, BOX_NUMBERS, 3)
-        self.labels = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, sum(self.sizes))) if num_classes else None
+        head = nn.Sequential(nn.LayerNorm(dim), Float32Linear(dim, sum(self.sizes)))
+        self.label_head = head if num_classes else None
 
     def forward(
         self, latents: torch.Tensor, targets: dict[str, torch.Tensor], origins: torch.Tensor | None = None
@@ -75,16 +76,16 @@ class RayDecoder(nn.Module):
         queries = self.embedding(targets["rays"])
         for layer in self.layers:
             queries = layer(queries, latents.to(queries.dtype))
-        log_depth = self.out(queries).float().squeeze(-1)
+        log_depth = self.depth_head(queries).float().squeeze(-1)
         error = (log_depth - targets["depth"].clamp_min(1e-3).log()).abs()
         losses = {"geometry_consistency": masked_mean(error, targets["depth_mask"])}
-        if self.labels is None:
+        if self.label_head is None:
             return losses
         if origins is None:
             raise ValueError("latents that begin as learned vectors tell no labels; set latent_start to spread")
         names = ("classes", "colors", "boxes", "boxes_mask", "points", "points_mask")
         there = {name: take_patches(targets[name], origins) for name in names}
-        classes, colors, boxes, points = self.labels(latents).float().split(self.sizes, dim=-1)
+        classes, colors, boxes, points = self.label_head(latents.float()).split(self.sizes, dim=-1)
         losses |= label_losses(classes, colors, boxes, there)
         return {**losses, "point": masked_mean(smooth_l1(points, there["points"]), there["points_mask"])}
 

@@ -413,8 +413,8 @@ class VggtQwen3ForConditionalGeneration(VggtQwen3PreTrainedModel, SceneGeneratio
             num_items_in_batch: float [tasks], the weight of each task's answer tokens over the whole optimizer step;
                 None = over this batch.
             world_from_ref: only serves decoding; accepted so that a whole batch can be passed on.
-            ray_targets: what rays meet (see `add_ray_decoder`); adds the ray decoder's weighted losses to `loss`,
-                divided by `ray_targets["share"]` where given: the number of batches that an optimizer step sums.
+            ray_targets: what rays meet and patches show (see `add_ray_decoder`); adds the ray decoder's weighted losses
+                to `loss`, divided by `ray_targets["share"]` where given: the batches that an optimizer step sums.
             logits_to_keep: last positions (or indices) to compute logits of; 0 = all.
 
         Returns:

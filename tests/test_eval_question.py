@@ -117,7 +117,7 @@ def test_without_cameras_metres_are_unknown_and_nobody_is_asked_to_invent_them(c
         (["--images", "{folder}", "--question", "x", "--dataset", "d"], "belong to an evaluation"),
         (["--question", "x"], "--question goes with --images"),
         (["--picture", "x.png"], "--picture goes with --images"),
-        (["--images", "{folder}", "--question", "x", "--picture", "x.docx"], "no image format has this ending"),
+        (["--images", "{folder}", "--question", "x", "--picture", "x.docx"], "wanted a file that ends in one of .png"),
         (["--images", "{folder}", "--question", "x", "--qestion", "x"], "unrecognized arguments: --qestion"),
     ],
 )

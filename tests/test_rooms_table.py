@@ -58,6 +58,7 @@ def entry(made, words) -> dict:
 
 def test_a_row_is_trained_and_scored(made, entry):
     assert (entry["row"], entry["seed"], entry["scale"], entry["encoder_scale"]) == ("images_only", 0, 0.1, 0.1)
+    assert entry["encoder_seed"] is None
     assert {name: stage["steps"] for name, stage in entry["stages"].items()} == {"0": 2, "1": 2, "2": 2}
     assert all(stage["seconds"] > 0 < stage["samples_per_second"] for stage in entry["stages"].values())
     assert list(entry["conditions"]) == ["sighted", "blind"]
@@ -135,11 +136,13 @@ def test_figures_add_up(tmp_path, entry):
     write_figures(path, merged(path, entry))
     write_figures(path, merged(path, {**entry, "seed": 1}))
     write_figures(path, merged(path, {**entry, "scale": 1.0}))
+    write_figures(path, merged(path, {**entry, "scale": 1.0, "encoder_seed": 3}))
     again = merged(path, {**entry, "parameters": 7})
-    assert [(row["seed"], row["scale"], row["parameters"] == 7) for row in again] == [
-        (0, 0.1, True),
-        (0, 1.0, False),
-        (1, 0.1, False),
+    assert [(row["seed"], row["scale"], row["encoder_seed"], row["parameters"] == 7) for row in again] == [
+        (0, 0.1, None, True),
+        (0, 1.0, 3, False),
+        (0, 1.0, None, False),
+        (1, 0.1, None, False),
     ]
 
 
@@ -167,6 +170,7 @@ def test_every_row_changes_what_it_says():
         "rays": {points},
         "last_layer": {layers},
         "several_layers": {layers},
+        "no_latent_labels": set(),
         "learned_latents": {"latent_start"},
         "latents_32": {"num_latents"},
         "latents_128": {"num_latents"},

@@ -141,6 +141,7 @@ def test_reconstruction_wants_dense_labels(rooms, tmp_path):
         (["--geometry_consistency", "1"], "set prepare_data"),
         (["--prepare_data", "gpu"], "prepare_data is 'gpu'"),
         (["--prepare_data", "cpu", "--view_dropout", "0.5"], "does not follow view_dropout"),
+        (["--prepare_data", "cpu", "--num_rays", "0"], "num_rays is 0; wanted at least 1"),
         (["--prepare_data", "cpu", "--pack_questions", "false"], "does not follow pack_questions: false"),
     ],
 )
@@ -209,11 +210,27 @@ def test_only_what_is_known_counts():
     assert decoder(latents, nothing, everywhere)["geometry_consistency"] == 0
 
 
-def test_labels_want_latents_that_begin_at_patches():
+def test_labels_are_read_in_float32():
+    """Metres of latents in bfloat16 would come in steps of centimetres; and a model in bfloat16 has labels at all."""
+    decoder, targets = RayDecoder(16, num_classes=7, num_colors=3), ray_targets(2)
+    latents, origins = torch.randn(2, 4, 16).bfloat16(), torch.arange(4).expand(2, 4)
+    exact = decoder(latents.float(), targets, origins)
+    found = decoder(latents, targets, origins)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = decoder(latents, targets, origins)
+    for name in ("class", "color", "box", "point"):
+        torch.testing.assert_close(found[name], exact[name], rtol=1e-6, atol=0)
+        torch.testing.assert_close(mixed[name], exact[name], rtol=1e-6, atol=0)
+
+
+def test_labels_want_latents_that_begin_at_single_patches():
     prepared = type("Prepared", (), {"has_labels": True})()
-    with pytest.raises(ValueError, match=r"perceiver_config.latent_start to spread"):
+    with pytest.raises(ValueError, match=r"perceiver_config.latent_start = spread, which .*tiny.json is not"):
         add_ray_decoder(small_model(), ModelArguments(latent_labels=1.0), prepared)
     assert add_ray_decoder(small_model(), ModelArguments(geometry_consistency=1.0), prepared)
+    pooled = {**spread_config().perceiver_config.to_dict(), "feature_pooling": 2}
+    with pytest.raises(ValueError, match="feature_pooling to 1"):
+        add_ray_decoder(small_model(perceiver_config=pooled), ModelArguments(latent_labels=1.0), prepared)
 
 
 def test_labels_end_in_time():

@@ -178,10 +178,12 @@ class DataArguments:
         metadata={"help": "Decode and tokenise everything once: cpu or device says where it lies. For small views."},
     )
     prepared_dir: str = field(default="outputs/prepared", metadata={"help": "Where prepare_data keeps its arrays."})
-    num_rays: int = field(default=256, metadata={"help": "Rays a scene that ask the latents, or label the patches."})
+    num_rays: int = field(default=256, metadata={"help": "Rays a scene that ask the latents."})
 
     def __post_init__(self) -> None:
         self.task_mix = _number_table("task_mix", self.task_mix)
+        if self.num_rays < 1:
+            raise ValueError(f"num_rays is {self.num_rays}; wanted at least 1")
 
 
 @dataclass

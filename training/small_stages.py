@@ -93,19 +93,21 @@ def add_ray_decoder(
     """Gives the model a ray decoder where a setting wants one; returns what ends its label loss in time.
 
     Raises:
-        ValueError: where nothing would make its targets, or for labels of latents that begin at no patch.
+        ValueError: where nothing would make its targets, or for labels of latents that begin at no single patch.
     """
     if not args.geometry_consistency and not args.latent_labels:
         return []
     if prepared is None:
-        raise ValueError("geometry_consistency and latent_labels want rays with their targets: set prepare_data")
+        raise ValueError("geometry_consistency and latent_labels want targets for the latents: set prepare_data")
     if args.latent_labels and not prepared.has_labels:
         raise ValueError("latent_labels wants dense labels: build the rooms with --dense-labels, or leave it out")
     if args.latent_labels and model.config.perceiver_config.latent_start != "spread":
         raise ValueError(
-            "latent_labels asks each latent about the patch that it began at: set perceiver_config.latent_start to "
-            "spread in the model's JSON, or leave latent_labels out"
+            "latent_labels asks each latent about the patch that it began at: train from a model's JSON with "
+            f"perceiver_config.latent_start = spread, which {args.model} is not, or leave latent_labels out"
         )
+    if args.latent_labels and model.config.perceiver_config.feature_pooling != 1:
+        raise ValueError("latent_labels are those of single patches: set perceiver_config.feature_pooling to 1")
     sizes = {"num_classes": len(CLASSES), "num_colors": len(COLOR_NAMES)} if args.latent_labels else {}
     weights = {"depth_weight": args.geometry_consistency, "label_weight": args.latent_labels}
     decoder = model.add_ray_decoder(RayDecoder(model.config.text_config.hidden_size, **sizes, **weights))
