@@ -83,9 +83,9 @@ class ProbedTrainer(SceneTrainer):
         inner.resampler.register_forward_hook(self._mark_gradient)
         inner.language_model.register_forward_pre_hook(lambda *_: self.marks("text forward"))
 
-    def _mark_gradient(self, module: Any, inputs: Any, output: torch.Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(lambda _: self._turn("text backward", "resampler backward"))
+    def _mark_gradient(self, module: Any, inputs: Any, outputs: tuple[torch.Tensor, Any]) -> None:
+        if outputs[0].requires_grad:
+            outputs[0].register_hook(lambda _: self._turn("text backward", "resampler backward"))
 
     def _turn(self, ended: str, begun: str) -> None:
         self.marks(f"{ended} end")
