@@ -141,7 +141,7 @@ def run(argv: list[str], stop_after: int | None = None) -> SceneTrainer:
             "stopped by a signal at step %d; the same command with --resume_from_checkpoint latest goes on",
             trainer.state.global_step,
         )
-        end_process_group()
+        end_process_group(STOPPED_BY_SIGNAL)
         raise SystemExit(STOPPED_BY_SIGNAL)
     with writing("the trained model", args.output_dir):
         trainer.save_model()

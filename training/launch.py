@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -46,15 +48,20 @@ def prepare_process(uses_deepspeed: bool) -> None:
         PartialState(backend="gloo")
 
 
-def end_process_group() -> None:
-    """Ends the process group of a run that went well, once every rank has come this far.
+def end_process_group(status: int = 0) -> None:
+    """Ends a process of a group whose run went well, once every rank has come this far; does nothing without a group.
 
-    A rank that leaves the interpreter while the group's threads still run is now and then aborted by them, and the
-    launcher then ends the others, the first one in the midst of its files too.
+    A rank that tears down the interpreter while the group's threads still run is now and then aborted by them, and the
+    launcher then ends the others, the first one in the midst of its files too. So it leaves by `os._exit`, once what
+    waits for the exit has run.
     """
-    if distributed.is_initialized():
-        distributed.barrier()
-        distributed.destroy_process_group()
+    if not distributed.is_initialized():
+        return
+    distributed.barrier()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def refuse_data_parallel(num_gpus: int) -> None:
