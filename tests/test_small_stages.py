@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -128,6 +129,17 @@ def test_resuming_finds_the_ray_decoder(stages):
     after = load_file(folder / "checkpoint-2" / "ray_decoder.safetensors")
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_another_ray_decoder_is_refused_by_name(stages, tmp_path):
+    folder = tmp_path / "1"
+    shutil.copytree(stages / "1", folder)
+    data = ["--dataset", str(stages / "rooms"), "--prepared_dir", str(stages / "prepared"), *OPTIONS]
+    model = ["--model", str(stages / "model.json"), "--vision_checkpoint", str(stages / "0"), "--tasks", "rooms_qa"]
+    depth_alone = ["--geometry_consistency", "0.5", "--num_rays", "8", "--any_answer", "false"]
+    resume = ["--resume_from_checkpoint", str(folder / "checkpoint-1"), "--save_steps", "1"]
+    with pytest.raises(ValueError, match=r"ray_decoder.safetensors is of another ray decoder"):
+        main([*data, *model, *depth_alone, "--output_dir", str(folder), *resume])
 
 
 def test_reconstruction_wants_dense_labels(rooms, tmp_path):

@@ -317,7 +317,11 @@ class SceneTrainer(Trainer):
         with whole(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if decoder is not None:
-            decoder.load_state_dict(load_file(Path(resume_from_checkpoint) / RAY_DECODER))
+            path = Path(resume_from_checkpoint) / RAY_DECODER
+            try:
+                decoder.load_state_dict(load_file(path))
+            except RuntimeError as error:
+                raise ValueError(f"{path} is of another ray decoder than these settings make: begin anew") from error
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where checkpoints are written; `seal` moves them out of there."""
