@@ -147,7 +147,7 @@ class AnswerLoop:
         """Rows take as many tokens a pass as the grammar leaves no choice about, and one that is chosen."""
         constraint = self.constraint
         constraint.start(len(prompts))
-        runs = self._forced(limit)
+        runs = self._forced([limit] * len(prompts))
         taken = [list(run) for run in runs]
         self._stream(taken)
         logits = self.decoder.prefill(cache, self._embed_rows([[*p, *run] for p, run in zip(prompts, runs)]))
@@ -159,11 +159,8 @@ class AnswerLoop:
             self.apply_constraint.allowed = masks.update()  # computed while the device is busy with the pass
             chosen = choose(processors(input_ids, logits.float()), options.do_sample).tolist()
             constraint.accept([[token] if row in open_rows else [] for row, token in enumerate(chosen)])
-            forced = self._forced(limit)
-            runs = [
-                [chosen[row], *forced[row]][: limit - len(taken[row])] if row in open_rows else []
-                for row in range(len(prompts))
-            ]
+            forced = self._forced([limit - len(row) - 1 for row in taken])
+            runs = [[chosen[row], *forced[row]] if row in open_rows else [] for row in range(len(prompts))]
             for row, run in enumerate(runs):
                 taken[row] += run
             self._stream(runs)
@@ -175,10 +172,10 @@ class AnswerLoop:
         )
         return answer.to(input_ids.device)
 
-    def _forced(self, limit: int) -> list[list[int]]:
-        """Tokens that the grammar forces in each row, accepted; the grammar may force on after them."""
-        runs: list[list[int]] = [[] for _ in range(self.constraint.num_rows)]
-        while any(more := [run[:limit] for run in self.constraint.forced()]):
+    def _forced(self, room: Sequence[int]) -> list[list[int]]:
+        """Tokens that the grammar forces in each row, accepted, as many as there is room for."""
+        runs: list[list[int]] = [[] for _ in room]
+        while any(more := [new[: max(0, r - len(run))] for r, run, new in zip(room, runs, self.constraint.forced())]):
             self.constraint.accept(more)
             runs = [run + new for run, new in zip(runs, more)]
         return runs

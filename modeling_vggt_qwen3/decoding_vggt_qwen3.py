@@ -74,6 +74,7 @@ class FixedCache:
 
     def load(self, prefixes: Sequence[Prefix | None]) -> None:
         """Begins anew: the first rows hold these prefixes, or nothing; what lies in further rows means nothing."""
+        torch._foreach_zero_(self.values)  # attention weighs free slots by 0, which leaves the NaN of an answer before
         start = 0
         for _, same in groupby(prefixes, key=id):
             prefix, *others = same
@@ -240,7 +241,8 @@ class TextDecoder:
         return FixedCache(keys, values, torch.zeros(num_rows, dtype=torch.int64, device=self.device))
 
     def follow_weights(self) -> None:
-        """Drops what was captured of weights that lie elsewhere by now, and fuses anew what has been written to.
+        """Drops what was captured of weights that lie elsewhere by now or with other adapters, and fuses anew what has
+        been written to.
 
         To be called before the passes of an answer, when the device has nothing to wait for yet.
         """
@@ -248,6 +250,7 @@ class TextDecoder:
         modules = [module for part in (text, self.model.lm_head) for module in part.modules()]
         found = [p for module in modules for p in module._parameters.values() if p is not None]
         weights = [(id(weight), weight.data_ptr(), weight.dtype) for weight in found]
+        weights += [state for part in (text, self.model.lm_head) for state in adapter_states(part)]
         if weights != self._weights:
             self._weights = weights
             self._caches.clear()
@@ -266,6 +269,15 @@ class TextDecoder:
         if not self.fused or not plain or any(part.bias is not None for part in parts):
             return None
         return torch.cat([part.weight for part in parts])
+
+
+def adapter_states(model: nn.Module) -> list[Any]:
+    """What tells which of the adapters in a model take part, and how strongly."""
+    return [
+        (part.disable_adapters, str(part.active_adapter), str(part.scaling), str(part.merged_adapters))
+        for part in model.modules()
+        if hasattr(part, "merged_adapters")
+    ]
 
 
 def text_layer(

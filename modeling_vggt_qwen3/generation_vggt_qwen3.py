@@ -10,7 +10,7 @@ tokens = model.generate(**again, scene=scene, fast=True, max_new_tokens=64)
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache, GenerationMixin
 
 from .answering_vggt_qwen3 import AnswerLoop, check_fast_options
-from .decoding_vggt_qwen3 import Prefix, TextDecoder
+from .decoding_vggt_qwen3 import Prefix, TextDecoder, adapter_states
 
 GEOMETRY_KEYS = (
     "geometry_mask",
@@ -177,6 +177,8 @@ class SceneGenerationMixin(GenerationMixin):
             if rows:
                 self._prefixes(state, rows, fast)
             state.weights = weight_versions(self)
+            kept = state.inputs.items()  # the caller may write to its own tensors
+            state.inputs = {key: value.clone() if value is inputs[key] else value for key, value in kept}
         return state
 
     def generate(self, *args: Any, scene: SceneState | None = None, fast: bool = False, **kwargs: Any) -> Any:
@@ -245,10 +247,10 @@ class SceneGenerationMixin(GenerationMixin):
             check_fast_options(generation_config, rest["stopping_criteria"])
             repeats = len(input_ids) // len(rows)
             seen = self._look(given, masks) if masks else scene  # after all that the library reads back
-            prefixes = [None] * len(rows) if seen is None else self._prefixes(seen, rows, fast=True)
+            check = None if scene is None else partial(scene.check_weights, model)
+            prefixes = [None] * len(rows) if seen is None else self._prefixes(seen, rows, fast=True, check=check)
             prefixes = [prefix for prefix in prefixes for _ in range(repeats)]
             prompts = [row.rest for row in rows for _ in range(repeats)]
-            check = None if scene is None else partial(scene.check_weights, model)
             return loop.run(input_ids, prefixes, prompts, rest["logits_processor"], generation_config, check)
 
         ids = text["input_ids"].to(self.device)
@@ -334,11 +336,15 @@ class SceneGenerationMixin(GenerationMixin):
             rows.append(Row(scene, tuple(tokens[:end]), tuple(tokens[end:])))
         return rows
 
-    def _prefixes(self, state: SceneState, rows: Sequence[Row], fast: bool) -> list[Prefix]:
-        """Keys and values of each row's prefix; those that are missing are made in one batch."""
+    def _prefixes(
+        self, state: SceneState, rows: Sequence[Row], fast: bool, check: Callable[[], None] | None = None
+    ) -> list[Prefix]:
+        """Keys and values of each row's prefix; those that are missing are made in one batch, and checked before."""
         wanted = list(dict.fromkeys((row.scene, row.prefix) for row in rows))
         missing = [key for key in wanted if key not in state.prefixes]
         if missing:
+            if check is not None:
+                check()  # before what other weights make is kept
             embeds = [self._embed_prefix(state.tokens[scene], ids) for scene, ids in missing]
             make = self._run_prefixes_fast if fast else self._run_prefixes
             state.prefixes.update(zip(missing, make(embeds)))
@@ -421,13 +427,11 @@ def plain_tensors() -> Iterator[None]:
 
 
 def weight_versions(model: torch.nn.Module) -> list[Any]:
-    """What changes when a weight is written to, replaced, or an adapter is switched."""
+    """What changes when a weight is written to (but not through `.data`), replaced, or an adapter is switched."""
     versions: list[Any] = []
     for module in model.modules():
         versions += [(id(p), p.data_ptr(), p._version) for p in module._parameters.values() if p is not None]
-        if hasattr(module, "merged_adapters"):
-            versions.append((module.disable_adapters, str(module.active_adapter), str(module.scaling)))
-    return versions
+    return versions + adapter_states(model)
 
 
 def count_mismatch(row: int, num_placeholders: int, num_visual: int) -> str:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import TextStreamer
 
 from modeling_vggt_qwen3.decoding_vggt_qwen3 import FixedCache, GraphPass, TextDecoder, bucket_length, bucket_rows
@@ -177,6 +178,72 @@ def test_a_scene_is_refused_once_weights_images_or_cameras_changed(model):
     for fast in (False, True):
         with pytest.raises(ValueError, match="weights have changed since the scene was encoded"):
             changed.generate(**text_of(batch), scene=scene, fast=fast)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("key", ["ref_from_cam", "pixel_values"])
+def test_a_scene_keeps_its_own_images_and_cameras(model, key, fast):
+    batch = fake_batch(model.config)
+    scene = model.encode_scene(**batch)
+    batch[key].add_(1)
+    with pytest.raises(ValueError, match=f"{key} is not that of the encoded scene"):
+        model.generate(**batch, scene=scene, fast=fast)
+
+
+def adapted_model() -> tuple[torch.nn.Module, VggtQwen3ForConditionalGeneration]:
+    """With an adapter whose part in the answers is large, and the model within."""
+    base = untied_model()
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            parameter.mul_(8 if "lora_" in name else 1)
+    return adapted.eval(), base
+
+
+def test_a_refused_question_leaves_nothing_in_the_scene():
+    adapted, base = adapted_model()
+    batch = fake_batch(base.config)
+    scene = base.encode_scene(**{key: value for key, value in batch.items() if key not in TEXT})
+    wanted = answers(base, **batch, do_sample=False)
+    with adapted.disable_adapter(), pytest.raises(ValueError, match="weights have changed"):
+        base.generate(**text_of(batch), scene=scene, fast=True)
+    assert not scene.prefixes
+    assert answers(base, **text_of(batch), scene=scene, fast=True, do_sample=False).tolist() == wanted.tolist()
+
+
+def test_passes_are_captured_anew_when_adapters_are_switched_or_merged():
+    adapted, base = adapted_model()
+    decoder = base._decoder = BucketedDecoder(base, compiled=False, graphs=True)
+    batch = fake_batch(base.config)
+    numbers = []
+
+    def ask() -> None:
+        answers(base, **batch, fast=True, do_sample=False)
+        numbers.append(decoder.num_captured)
+
+    ask()
+    ask()
+    assert numbers[0] == numbers[1]
+    with adapted.disable_adapter():
+        ask()
+    ask()
+    adapted.merge_adapter()
+    ask()
+    assert numbers[1] < numbers[2] < numbers[3] < numbers[4]
+
+
+def test_a_nan_of_one_answer_is_not_in_the_next():
+    model = untied_model()
+    model._decoder = BucketedDecoder(model, compiled=False, graphs=True)
+    batch = fake_batch(model.config)
+    wanted = answers(model, **batch, fast=True, do_sample=False)
+    weight = model.model.language_model.layers[0].self_attn.v_proj.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(torch.nan)
+        answers(model, **batch, fast=True, do_sample=False, max_new_tokens=2 * NEW_TOKENS)
+        weight.copy_(before)
+    assert answers(model, **batch, fast=True, do_sample=False).tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize(
@@ -426,6 +493,18 @@ def test_actions_take_forced_tokens_in_one_pass_and_choose_the_rest(acting):
     texts = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     for decoded in processor.decode_actions(texts, batch["world_from_ref"], scene_index=batch["scene_index"]):
         assert decoded["error"] is None
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5, 9, 14])
+def test_forced_tokens_end_at_the_limit(acting, limit):
+    model, processor = acting
+    constraint = processor.action_constraint(actions=["place_anchor"], labels=["bed"])
+    batch = acting_batch(processor, 2)
+    tokens = model.generate(**batch, constraint=constraint, fast=True, max_new_tokens=limit, do_sample=False)
+    found = tokens[:, batch["input_ids"].shape[1] :]
+    assert found.shape[1] == limit
+    whole = model.generate(**batch, constraint=constraint, fast=True, max_new_tokens=60, do_sample=False)
+    assert found.tolist() == whole[:, batch["input_ids"].shape[1] :][:, :limit].tolist()
 
 
 def test_a_constraint_works_without_the_fast_loop_and_samples(acting):
