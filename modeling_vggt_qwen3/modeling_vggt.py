@@ -41,7 +41,7 @@ from .loading_vggt_qwen3 import StrictLoadingMixin
 CHUNK_TOKENS = 8_192
 """Without gradients, token-wise work on more tokens than this goes piece by piece, which caps the peak memory."""
 COMPILED_PIECES = 4
-"""Pieces under compilation: a fixed number, since each number would be compiled anew."""
+"""Pieces under compilation, two up to twice `CHUNK_TOKENS`: fixed numbers, since each would be compiled anew."""
 GRAPH_TOKENS = 24_576
 """Larger inputs than 17 views of 518 x 518 have no CUDA graph: their launches run ahead of the GPU anyway."""
 MIN_RECOMPILE_LIMIT = 64
@@ -176,7 +176,9 @@ class VggtMLP(nn.Module):
         tokens = x.flatten(0, 1)
         if torch.is_grad_enabled() or len(tokens) <= CHUNK_TOKENS:
             return self.fc2(F.gelu(self.fc1(x)))
-        num_pieces = COMPILED_PIECES if torch.compiler.is_compiling() else -(-len(tokens) // CHUNK_TOKENS)
+        num_pieces = 2 if len(tokens) <= 2 * CHUNK_TOKENS else -(-len(tokens) // CHUNK_TOKENS)
+        if num_pieces > 2 and torch.compiler.is_compiling():
+            num_pieces = COMPILED_PIECES
         edges = [len(tokens) * piece // num_pieces for piece in range(num_pieces + 1)]
         parts = [tokens[start:end] for start, end in pairwise(edges)]
         return torch.cat([self.fc2(F.gelu(self.fc1(part))) for part in parts]).view_as(x)

@@ -12,7 +12,7 @@ from processing.action_vggt_qwen3 import action_from_targets
 from processing.geometry_vggt_qwen3 import ref_from_world
 from tests.fake import small_config
 from training.arguments import CONFIGS
-from training.assembly import build_model
+from training.assembly import build_model, describe_model
 from training.collator import SceneCollator
 from training.data import Draw, SceneBatchSampler, SceneDataset
 from training.prepare import MARKER, prepare
@@ -46,6 +46,16 @@ def test_batches_equal_those_of_the_collator(parts, any_answer):
             assert set(found) == set(expected)
             for key, value in expected.items():
                 torch.testing.assert_close(found[key], value, atol=2e-5, rtol=1e-5, equal_nan=True, msg=key)
+
+
+def test_the_next_stage_finds_the_same_arrays(parts, tmp_path):
+    config, _, dataset, folder = parts
+    model, processor = build_model(config, str(CONFIGS / "tokenizer-tiny"))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    saved = describe_model(str(tmp_path), "")[1]
+    assert "auto_map" in saved.image_processor.to_dict(), "else nothing is tested"
+    assert prepare(dataset, saved, folder.parent, num_proc=1) == folder
 
 
 def test_what_a_stage_does_not_read_takes_no_memory(parts):

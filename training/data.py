@@ -215,6 +215,14 @@ class SceneDataset(TorchDataset):
         table, row, *_ = self.samples[index]
         return self.sample_tables[table][row]
 
+    def samples_of_scene(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows of the sample table of one scene, read together, which is many times faster."""
+        if not indices:
+            return []
+        table = self.sample_tables[self.samples[indices[0]][0]]
+        columns = table[[self.samples[index][1] for index in indices]]
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
 
 def cameras_known(scene: dict[str, Any]) -> bool:
     """Whether a row of the scene table has cameras that metres can be stated by."""

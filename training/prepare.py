@@ -71,13 +71,14 @@ def prepare(dataset: SceneDataset, processor: VggtQwen3Processor, cache: Path, n
 
 
 def _key(dataset: SceneDataset, processor: VggtQwen3Processor) -> str:
-    """Digest of all that the arrays depend on."""
+    """Digest of all that the arrays depend on; the same whether the processor was just made or read from a folder."""
+    images = {key: value for key, value in processor.image_processor.to_dict().items() if key != "auto_map"}
     parts = {
         "version": VERSION,
         "datasets": [read_manifest(root).fingerprint for root in dataset.roots],
         "split": dataset.split,
         "samples": [(table, row) for table, row, *_ in dataset.samples],
-        "images": processor.image_processor.to_dict(),
+        "images": images,
         "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
         "wording": [_prompt(processor, "?", "!", task) for task in sorted({task for *_, task, _ in dataset.samples})],
     }
@@ -157,10 +158,13 @@ class _Job:
 
     def texts(self, start: int, stop: int) -> list[tuple[int, list[int], list[int], list[list[int]]]]:
         """(sample, head, tail, answers) of every sample of scenes [start, stop), as token lists."""
-        chosen = [m for scene in range(start, stop) for m in self.samples_of.get(scene, ())]
-        rows = [self.dataset.sample(m) for m in chosen]
+        chosen, rows, answers = [], [], []
+        for scene in range(start, stop):
+            samples = self.samples_of.get(scene, [])
+            chosen += samples
+            rows += (of_scene := self.dataset.samples_of_scene(samples))
+            answers += self._answers(scene, of_scene)
         prompts = [_prompt(self.processor, row["question"], row["situation"], row["task"]) for row in rows]
-        answers = [self._answers(m, row) for m, row in zip(chosen, rows)]
         flat = self._tokens([text for texts in answers for text in texts])
         end = self.processor.end_of_turn_id
         out, used = [], 0
@@ -174,25 +178,27 @@ class _Job:
     def _tokens(self, texts: list[str]) -> list[list[int]]:
         return self.processor.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
-    def _answers(self, sample: int, row: dict[str, Any]) -> list[str]:
-        """The accepted answers; of an action its text as each view sees it, or as its anchor does."""
-        if row["task"] not in ACTION_TASKS:
-            return row["answers"]
-        scene = self.dataset.scene_cameras(self.dataset.samples[sample][2])
-        frames = scene["frame_ids"] if row["anchor_frame_id"] is None else [row["anchor_frame_id"]]
-        cameras = [scene["world_from_cam"][scene["frame_ids"].index(frame)] for frame in frames]
-        return [
-            format_action(action_from_targets(row["action"], row["targets"], ref_from_world(camera)))
-            for camera in cameras
-        ]
+    def _answers(self, scene: int, rows: list[dict[str, Any]]) -> list[list[str]]:
+        """The accepted answers of each sample; of an action its text as each view sees it, or as its anchor does."""
+        cameras = self.dataset.scene_cameras(scene)
+        frames = dict(zip(cameras["frame_ids"], map(ref_from_world, cameras["world_from_cam"])))
+        answers = []
+        for row in rows:
+            if row["task"] not in ACTION_TASKS:
+                answers.append(row["answers"])
+                continue
+            seen_from = frames.values() if row["anchor_frame_id"] is None else [frames[row["anchor_frame_id"]]]
+            actions = (action_from_targets(row["action"], row["targets"], ref) for ref in seen_from)
+            answers.append([format_action(action) for action in actions])
+        return answers
 
 
 def _most_seen(view: np.ndarray, patch: int, shares: np.ndarray) -> np.ndarray:
     """uint8 [H, W] -> the value that weighs most in each patch [P], row by row; shares [256] weigh a pixel."""
     rows, columns = (side // patch for side in view.shape)
-    tiles = view.reshape(rows, patch, columns, patch).swapaxes(1, 2).reshape(rows * columns, -1).astype(np.int64)
-    counts = np.zeros((len(tiles), 256))
-    np.add.at(counts, (np.arange(len(tiles))[:, None], tiles), 1)
+    tiles = view.reshape(rows, patch, columns, patch).swapaxes(1, 2).reshape(rows * columns, -1)
+    values = tiles + 256 * np.arange(len(tiles))[:, None]
+    counts = np.bincount(values.ravel(), minlength=256 * len(tiles)).reshape(len(tiles), 256)
     return (counts * shares).argmax(1).astype(np.uint8)
 
 

@@ -6,7 +6,6 @@ batch equals the collator's packed one for the same draws (`tests/test_prepared.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +22,9 @@ from processing.processing_vggt_qwen3 import VggtQwen3Processor
 
 from .collator import VISION_END, drawn_inputs, random_stream
 from .data import Draw, SceneDataset, draw_views
-from .packing import IGNORE_INDEX, LENGTH_MULTIPLE, pad_rows
+from .packing import IGNORE_INDEX, LENGTH_MULTIPLE
 from .prepare import MARKER
+from .prepared_texts import PackedRow, PreparedTexts
 
 Batch = dict[str, Any]
 GRAPH_LENGTH_MULTIPLE, GRAPH_LABELS_MULTIPLE = 128, 8192
@@ -75,17 +75,6 @@ class PreparedScenes:
         """The prepared sample of each of a dataset's, which may be some of those prepared."""
         rows = {(table, row): index for index, (table, row) in enumerate(self.samples)}
         return [rows[table, row] for table, row, *_ in dataset.samples]
-
-    def question(self, sample: int) -> np.ndarray:
-        """Tokens behind the placeholders: `<|vision_end|>`, the question, the assistant's beginning."""
-        start, end = self.text["tail_offsets"][sample : sample + 2]
-        return self.text["tail_tokens"][start:end]
-
-    def answers(self, sample: int) -> list[np.ndarray]:
-        """Tokens of each accepted answer; of an action, of its text as seen by each view, or by its anchor alone."""
-        first, last = self.text["first_answer"][sample : sample + 2]
-        offsets = self.text["answer_offsets"][first : last + 1]
-        return [self.text["answer_tokens"][start:end] for start, end in itertools.pairwise(offsets)]
 
 
 class LazyArrays(Mapping[str, torch.Tensor]):
@@ -140,8 +129,13 @@ class PreparedCollator:
         self.prepared, self.dataset, self.processor = prepared, dataset, processor
         self.task_ids = {name: index for index, name in enumerate(task_names)}
         self.dropouts = (geometry_dropout, depth_dropout)
-        self.any_answer, self.num_rays = any_answer, num_rays
+        self.num_rays = num_rays
         self.rows = prepared.rows_of(dataset)
+        tasks = np.zeros(len(prepared.samples), np.int64)
+        is_action = np.zeros(len(prepared.samples), bool)
+        for row, (*_, task, _) in zip(self.rows, dataset.samples):
+            tasks[row], is_action[row] = self.task_ids[task], task in ACTION_TASKS
+        self.texts = PreparedTexts(prepared.text, tasks, is_action, any_answer)
         self.vision_end = processor.tokenizer.convert_tokens_to_ids(VISION_END)
         self.patch_size = processor.image_processor.patch_size
 
@@ -186,61 +180,24 @@ class PreparedCollator:
         }
 
     def _text(self, draws: Sequence[Draw], views: list[list[int]], cameras: list[bool]) -> Batch:
-        rows, scene_index = [], []
-        for index, (draw, drawn) in enumerate(zip(draws, views)):
-            groups: dict[int, list[int]] = {}
-            for sample in draw.samples:
-                groups.setdefault(int(self.prepared.text["head"][self.rows[sample]]), []).append(sample)
-            visual = self.processor.num_visual_tokens(len(drawn), cameras[index])
-            for head, samples in groups.items():
-                rows.append(self._row(head, visual, samples, draw, drawn[0]))
-                scene_index.append(index)
+        rows = []
+        for scene, (draw, drawn) in enumerate(zip(draws, views)):
+            samples = np.array([self.rows[sample] for sample in draw.samples])
+            heads = self.prepared.text["head"][samples]
+            visual = self.processor.num_visual_tokens(len(drawn), cameras[scene])
+            for head in dict.fromkeys(heads.tolist()):
+                rows.append(PackedRow(scene, self._prefix(head, visual), samples[heads == head], draw, drawn[0]))
         multiple = GRAPH_LENGTH_MULTIPLE if self.few_shapes else LENGTH_MULTIPLE
-        batch = pad_rows(rows, self.processor.tokenizer.pad_token_id, multiple)
-        batch["scene_index"] = torch.tensor(scene_index)
+        batch = self.texts.pack(rows, self.processor.tokenizer.pad_token_id, multiple)
         if self.few_shapes:
             batch["answer_positions"] = answer_positions(batch["labels"])
         if self.prepared.device.type == "cuda":  # pinned, they are copied while the step before still computes
             batch = {key: values.pin_memory() for key, values in batch.items()}
         return batch
 
-    def _row(self, head: int, visual: int, samples: list[int], draw: Draw, first_view: int) -> dict[str, torch.Tensor]:
-        """`[prefix][q1 a1][q2 a2]…`; see packing.py."""
+    def _prefix(self, head: int, visual: int) -> np.ndarray:
         placeholders = np.full(visual, self.processor.image_token_id)
-        prefix = np.concatenate([self.prepared.heads[head], placeholders, [self.vision_end]])
-        pieces, segments, tasks = [prefix], [0], [self._task(samples[0])]
-        for number, sample in enumerate(samples, start=1):
-            pieces += [self.prepared.question(self.rows[sample])[1:], self._answer(sample, draw, first_view)]
-            segments += [number, number]
-            tasks += [self._task(sample)] * 2
-        lengths = np.array([len(piece) for piece in pieces])
-        ids = np.concatenate(pieces).astype(np.int64)
-        is_answer = np.repeat(np.arange(len(pieces)) % 2 == 0, lengths)
-        is_answer[: len(prefix)] = False
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        begins = len(prefix) - starts  # a segment's positions go on behind the prefix
-        begins[0] = 0
-        begins[2::2] = begins[1::2]
-        row = {
-            "input_ids": ids,
-            "attention_mask": np.ones_like(ids),
-            "labels": np.where(is_answer, ids, IGNORE_INDEX),
-            "task_ids": np.repeat(tasks, lengths),
-            "position_ids": np.arange(len(ids)) + np.repeat(begins, lengths),
-            "segment_ids": np.repeat(segments, lengths),
-        }
-        return {key: torch.from_numpy(values) for key, values in row.items()}
-
-    def _task(self, sample: int) -> int:
-        return self.task_ids[self.dataset.samples[sample][3]]
-
-    def _answer(self, sample: int, draw: Draw, first_view: int) -> np.ndarray:
-        answers = self.prepared.answers(self.rows[sample])
-        if self.dataset.samples[sample][3] in ACTION_TASKS:
-            return answers[first_view if len(answers) > 1 else 0]
-        if draw.seed is None or not self.any_answer:
-            return answers[0]
-        return answers[int(random_stream(draw, "answer").integers(len(answers)))]
+        return np.concatenate([self.prepared.heads[head], placeholders, [self.vision_end]])
 
 
 def answer_positions(labels: torch.Tensor) -> torch.Tensor:
