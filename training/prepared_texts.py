@@ -1,4 +1,4 @@
-"""Packed rows of prepared questions, put together for a whole batch at once: a loop over samples holds up small models."""
+"""Packed rows of prepared questions, made for a whole batch at once: a loop over samples holds up small models."""
 
 from __future__ import annotations
 
