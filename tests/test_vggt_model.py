@@ -146,6 +146,19 @@ def test_large_inputs_go_piece_by_piece_to_the_same_end(encoder, monkeypatch):
         torch.testing.assert_close(with_graph[layer], tokens, atol=1e-5, rtol=1e-5)
 
 
+def test_the_number_of_pieces_is_compiled_for_three_sizes(monkeypatch):
+    monkeypatch.setattr(modeling_vggt, "CHUNK_TOKENS", 40)
+    mlp = modeling_vggt.VggtMLP(8, 16)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(mlp, backend="eager", fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for count in (30, 39, 41, 80, 63, 81, 200, 333):
+            tokens = torch.randn(1, count, 8)
+            torch.testing.assert_close(compiled(tokens), mlp.fc2(nn.functional.gelu(mlp.fc1(tokens))))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+
+
 def test_all_parameters_learn_also_with_gradient_checkpointing(fresh):
     pixels = fake_views(1, 2)
     gradients, runs = [], []
