@@ -27,16 +27,19 @@ $(READY): requirements.txt requirements-dev.txt requirements-deepspeed.txt const
 	@touch $@
 
 demo: $(READY) ## data -> train -> eval -> an answer and an action, on procedural rooms, without a GPU
-	rm -rf outputs/demo
+	rm -rf outputs/demo outputs/rooms-tiny
 	$(BIN)/python train.py
 	$(BIN)/python eval.py --model outputs/demo --dataset data/rooms --split test --controls blind --limit 120 \
 		--max-new-tokens 160 --output outputs/demo/eval
+	@echo; echo '== the same questions, asked of the model that comes with the repository'
+	$(BIN)/python eval.py --model models/rooms-tiny --dataset data/rooms --split test --task rooms_qa \
+		--controls blind,single_view --output outputs/rooms-tiny
 	@echo; echo '== a question about photographs alone'
-	$(BIN)/python eval.py --model outputs/demo --images examples/room --question 'What color is the sofa?'
-	@echo; echo '== an action, with their cameras and depth'
+	$(BIN)/python eval.py --model models/rooms-tiny --images examples/room --question 'What color is the sofa?'
+	@echo; echo '== an action, with their cameras and depth, of the model just trained'
 	$(BIN)/python eval.py --model outputs/demo --images examples/room --action --question 'Place an anchor on the sofa.' \
 		--gravity 0,0,-1 --scale 1 --max-new-tokens 160 --picture outputs/demo/anchor.png
-	@echo; echo 'the anchor: outputs/demo/anchor.png; the report: outputs/demo/eval/report.html'
+	@echo; echo 'the anchor: outputs/demo/anchor.png; the reports: outputs/demo/eval/report.html, outputs/rooms-tiny/report.html'
 
 test: $(READY) ## the tests, under 15 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"

@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from datasets_scripts.schema import ACTION_TASKS
 from evaluation.results import ACTION_FIGURES, ANSWER_FIGURES, Figure, describe_condition, format_interval, format_value
 from training.arguments import ARGUMENT_CLASSES, SceneTrainingArguments, known_keys
 
@@ -28,8 +29,16 @@ TASK_TITLES = {
     "actions": "Anchors",
     "rooms_actions": "Anchors in procedural rooms",
 }
-UNTOLD_SETTINGS = ("output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "hub_model_id", "report_to")
-PLACES = ("model", "tokenizer", "dataset", "deepspeed")
+UNTOLD_SETTINGS = (
+    "output_dir",
+    "logging_dir",
+    "prepared_dir",
+    "run_name",
+    "resume_from_checkpoint",
+    "hub_model_id",
+    "report_to",
+)
+PLACES = ("model", "vision_checkpoint", "tokenizer", "dataset", "deepspeed")
 TINY_PARAMETERS = 100_000_000
 DECODING = {"batch_size": 16, "num_beams": 1, "max_new_tokens": None, "dtype": "auto", "attn_implementation": "sdpa"}
 BOOTSTRAP = {"num_resamples": 1000, "seed": 0}
@@ -111,6 +120,7 @@ def model_card(facts: ModelFacts) -> str:
         text_model=facts.text_model,
         sources=facts.sources,
         data_in_words=" and ".join(source.title for source in facts.sources),
+        has_learnt_actions=_has_learnt_actions(facts.run_config),
         is_tiny=facts.num_parameters < TINY_PARAMETERS,
         evaluations=facts.evaluations,
         conditions=list(dict.fromkeys(words for evaluation in facts.evaluations for words in evaluation.conditions)),
@@ -119,6 +129,12 @@ def model_card(facts: ModelFacts) -> str:
         **facts.processor,
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
+
+
+def _has_learnt_actions(run_config: dict[str, Any] | None) -> bool:
+    """Whether actions were among the run's tasks, or may have been."""
+    tasks = (run_config or {}).get("tasks") or list((run_config or {}).get("task_mix") or ACTION_TASKS)
+    return any(task in ACTION_TASKS for task in tasks)
 
 
 def dataset_card(

@@ -46,6 +46,7 @@ def parse(argv: list[str] | None = None) -> Settings:
     model.add_argument("--trained-on", nargs="+", choices=sorted(DATA_SOURCES), help="sources of its training data")
     model.add_argument("--dtype", default="auto", help="weights are saved in: bfloat16 or float32; auto = as they are")
     model.add_argument("--max-shard-size", default="5GB", help="of one weight file (%(default)s)")
+    model.add_argument("--link-code", action="store_true", help="links to the project's modules, to keep it in here")
     data = parser.add_argument_group("a dataset")
     data.add_argument("--dataset", type=Path, default=Path("data/rooms"), help="built dataset folder (%(default)s)")
     data.add_argument("--own-data", metavar="LICENCE", help="licence, such as cc-by-4.0, of captures that are yours")
@@ -71,6 +72,7 @@ def parse(argv: list[str] | None = None) -> Settings:
         trained_on=None if options.trained_on is None else tuple(options.trained_on),
         dtype=options.dtype,
         max_shard_size=options.max_shard_size,
+        link_code=options.link_code,
         overwrite=options.overwrite,
     )
 

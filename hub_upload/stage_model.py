@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from .record import (
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+CODE = ("modeling_vggt_qwen3", "processing")
 RUN_CONFIG = "run_config.yaml"
 LEFTOVERS = {
     "tokenizer_config.json": ("is_local", "local_files_only", "name_or_path", "tokenizer_file"),
@@ -54,6 +56,7 @@ class ModelSettings:
         trained_on: sources of the training data; None = those of the datasets that the run's settings name.
         dtype: weights are saved in, such as "bfloat16"; "auto" = as they are. Evaluations must be made in it.
         max_shard_size: of one weight file.
+        link_code: leave links to the project's modules in place of copies, for a folder that stays within the project.
         overwrite: replace an older staged folder.
     """
 
@@ -67,6 +70,7 @@ class ModelSettings:
     trained_on: tuple[str, ...] | None = None
     dtype: str = "auto"
     max_shard_size: str = "5GB"
+    link_code: bool = False
     overwrite: bool = False
 
 
@@ -78,6 +82,8 @@ def stage_model(settings: ModelSettings) -> Staged:
         FileNotFoundError, ValueError: a checkpoint, evaluation, licence or source that cannot be used, by name.
     """
     refuse_existing(settings.output, settings.overwrite)
+    if settings.link_code and not settings.output.resolve().is_relative_to(REPOSITORY):
+        raise ValueError(f"--link-code is for a folder within {REPOSITORY}; {settings.output} is not")
     run_config = _read_run_config(Path(settings.model))
     encoder = _encoder(settings, run_config)
     sources = _sources(settings, run_config)
@@ -105,6 +111,8 @@ def stage_model(settings: ModelSettings) -> Staged:
     )
     (partial / "README.md").write_text(model_card(facts), encoding="utf-8")
     staged = Staged("model", settings.repo_id, hash_files(partial), {"auto_map": AUTO_MAP, "dtype": facts.dtype})
+    if settings.link_code:
+        _link_code(partial, settings.output)
     put_in_place(partial, settings.output)
     write_staged(settings.output, staged)
     save_file(reference, record_folder(settings.output) / REFERENCE)
@@ -182,6 +190,15 @@ def _sources(settings: ModelSettings, run_config: dict[str, Any] | None) -> list
     if not names:
         raise ValueError("what the model was trained on is not recorded: say --trained-on with its sources")
     return find_sources(names)
+
+
+def _link_code(folder: Path, place: Path) -> None:
+    """Replaces copies of the project's modules by links that hold once the folder lies at `place`."""
+    for module in (path for package in CODE for path in sorted((REPOSITORY / package).glob("*.py"))):
+        copy = folder / module.name
+        if copy.is_file() and copy.read_bytes() == module.read_bytes():
+            copy.unlink()
+            copy.symlink_to(os.path.relpath(module, place.resolve()))
 
 
 def _remove_keys(path: Path, keys: tuple[str, ...]) -> None:

@@ -366,11 +366,20 @@ class TestStage:
         text = (settings.output / "README.md").read_text()
         assert text.partition("```yaml\n")[2].partition("\n```")[0] == "num_train_epochs: 3"
 
+    @pytest.mark.parametrize("tasks", [["rooms_qa"], ["rooms_qa", "rooms_actions"], None])
+    def test_the_card_tells_whether_actions_were_learnt(self, tasks, checkpoint):
+        run_config = _run_config(ModelArguments(), DataArguments(tasks=tasks), SceneTrainingArguments())
+        (checkpoint / "run_config.yaml").write_text(yaml.safe_dump(run_config))
+        settings = self.settings(checkpoint, "--trained-on", "rooms")
+        stage_model(settings)
+        text = (settings.output / "README.md").read_text()
+        assert ("actions it has not learnt" in text) == (tasks == ["rooms_qa"])
+
     def test_the_card_tells_no_places(self, staged):
         text = (staged / "README.md").read_text()
         assert "learning_rate: 0.002" in text
         assert "num_views: 4" in text
-        assert "output_dir" not in text
+        assert "output_dir" not in text and "prepared_dir" not in text
 
     def test_what_a_run_leaves_beside_the_model_stays_behind(self, checkpoint, staged):
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):

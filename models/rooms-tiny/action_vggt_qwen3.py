@@ -1,0 +1,1 @@
+../../processing/action_vggt_qwen3.py

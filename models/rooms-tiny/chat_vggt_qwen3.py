@@ -1,0 +1,1 @@
+../../processing/chat_vggt_qwen3.py

@@ -1,0 +1,1 @@
+../../processing/constraint_vggt_qwen3.py

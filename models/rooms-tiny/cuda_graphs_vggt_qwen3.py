@@ -1,0 +1,1 @@
+../../modeling_vggt_qwen3/cuda_graphs_vggt_qwen3.py

@@ -1,0 +1,1 @@
+../../modeling_vggt_qwen3/decoding_vggt_qwen3.py

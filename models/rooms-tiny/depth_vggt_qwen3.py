@@ -1,0 +1,1 @@
+../../processing/depth_vggt_qwen3.py

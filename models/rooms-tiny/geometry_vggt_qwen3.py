@@ -1,0 +1,1 @@
+../../processing/geometry_vggt_qwen3.py

@@ -1,0 +1,1 @@
+../../modeling_vggt_qwen3/kernels_vggt_qwen3.py

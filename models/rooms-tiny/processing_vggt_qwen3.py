@@ -1,0 +1,1 @@
+../../processing/processing_vggt_qwen3.py

@@ -1,0 +1,1 @@
+../../processing/scene_vggt_qwen3.py
