@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import PerceiverConfig, VggtConfig, VggtQwen3Config
@@ -77,6 +78,27 @@ def assemble(
     return model
 
 
+def read_perceiver(path: Path) -> PerceiverConfig:
+    """Sizes of the resampler from a JSON file; those not given are the full model's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no JSON object, a key that is no field of PerceiverConfig, or a value that it refuses.
+    """
+    known = PerceiverConfig().to_dict().keys() - PreTrainedConfig().to_dict().keys()
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(fields, dict) or fields.keys() - known:
+        found = f"has {', '.join(sorted(fields.keys() - known))}" if isinstance(fields, dict) else "is no object"
+        raise ValueError(f"{path} {found}; wanted fields of PerceiverConfig: {', '.join(sorted(known))}")
+    try:
+        return PerceiverConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def read_part_config(source: str, config_class: type[PreTrainedConfig], origin: str) -> PreTrainedConfig:
     """The configuration of a checkpoint.
 
@@ -107,6 +129,7 @@ def join_parts(
     model.model.vision_model = encoder
     model.model.language_model = text_model.model
     model.lm_head = text_model.lm_head
+    model.generation_config = text_model.generation_config
     set_seed(seed)
     for fresh in filter(None, (model.model.resampler, model.model.geometry_tokens)):
         fresh.to_empty(device="cpu").apply(model._init_weights)
@@ -130,9 +153,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     try:
-        perceiver = None
-        if options.perceiver is not None:
-            perceiver = PerceiverConfig(**json.loads(options.perceiver.read_text(encoding="utf-8")))
+        perceiver = None if options.perceiver is None else read_perceiver(options.perceiver)
         model = assemble(
             options.vggt,
             options.qwen3,
@@ -145,6 +166,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
+    except SafetensorError as error:
+        raise SystemExit(f"error: a weight file of {options.vggt} or {options.qwen3} is cut off: {error}") from error
     print(f"{options.output}: {sum(p.numel() for p in model.parameters()):,} parameters, {options.dtype}")
 
 

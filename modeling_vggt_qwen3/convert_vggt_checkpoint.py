@@ -142,10 +142,15 @@ def read_official_config(path: Path) -> VggtConfig:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise ValueError(f"{path} holds no object `config` with the arguments of the official constructors")
+    sections = {name: values for name, values in content["config"].items() if name in FIELDS}
+    if odd := [name for name, values in sections.items() if not isinstance(values, dict)]:
+        raise ValueError(f"{path}: {', '.join(odd)} under `config` must hold the arguments of a constructor by name")
     try:
-        return config_from_official(content["config"])
+        return config_from_official(sections)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except TypeError as error:
+        raise ValueError(f"{path}: a value has another type than the official constructors take: {error}") from error
 
 
 def locate_checkpoint(checkpoint: str) -> Path:
@@ -207,8 +212,17 @@ def _unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:
     for candidate in candidates:
         if isinstance(candidate, dict) and candidate and all(isinstance(v, torch.Tensor) for v in candidate.values()):
             return candidate
+    places = f"flat or directly under {' or '.join(map(repr, WRAPPERS))}"
+    dicts = [candidate for candidate in candidates if isinstance(candidate, dict)]
+    best = max(dicts, key=lambda each: sum(isinstance(v, torch.Tensor) for v in each.values()), default={})
+    others = [str(name) for name, value in best.items() if not isinstance(value, torch.Tensor)]
+    if 0 < len(others) < len(best):
+        raise ValueError(
+            f"{path} holds among its tensors {_shorten(others)}, which is none: save it again as a state dict "
+            f"of tensors alone, {places}"
+        )
     found = f"the keys {_shorten(map(str, content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
-    raise ValueError(f"{path} holds {found}; wanted a state dict, flat or under {' or '.join(map(repr, WRAPPERS))}")
+    raise ValueError(f"{path} holds {found}, and no tensors there; wanted a state dict, {places}")
 
 
 def rename(name: str) -> str:
@@ -326,6 +340,7 @@ def all_or_nothing(output: Path) -> Iterator[Path]:
         FileExistsError: see `refuse_existing`.
     """
     refuse_existing(output)
+    output = output.resolve()  # "." has no name
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         unfinished = Path(scratch) / output.name

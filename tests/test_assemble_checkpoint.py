@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from hub_upload.assemble_checkpoint import assemble, main
+from hub_upload.assemble_checkpoint import assemble, main, read_perceiver
 from hub_upload.stage_model import ModelSettings, stage_model
 from hub_upload.verify import verify
 from modeling_vggt_qwen3.configuration_vggt_qwen3 import PerceiverConfig
@@ -26,6 +26,7 @@ from tests.vggt import convert_fixture
 pytestmark = pytest.mark.xdist_group("assemble")  # what the module makes once is dear
 
 PERCEIVER = {"hidden_size": 32, "num_latents": 4, "num_hidden_layers": 1, "num_attention_heads": 4}
+GENERATION = {"do_sample": True, "top_k": 20, "eos_token_id": [151645, 151643]}  # as Qwen3 has it
 PERCEIVER["feature_layers"] = [-1, 0, 4]
 
 
@@ -33,6 +34,7 @@ PERCEIVER["feature_layers"] = [-1, 0, 4]
 def parts(tmp_path_factory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("parts")
     small_qwen3().save_pretrained(folder / "qwen3")
+    GenerationConfig(**GENERATION).save_pretrained(folder / "qwen3")
     write_tokenizer(folder / "qwen3")
     return str(convert_fixture(folder)), str(folder / "qwen3")
 
@@ -131,6 +133,26 @@ def test_refuses_parts_that_do_not_fit(parts, tmp_path):
     (tmp_path / "out" / "mine.txt").touch()
     with pytest.raises(FileExistsError, match="exists and is not an empty folder"):
         assemble(vggt, qwen3, tmp_path / "out")
+
+
+def test_how_the_text_model_generates_is_kept(assembled):
+    kept = json.loads((assembled / "generation_config.json").read_text())
+    assert {name: kept.get(name) for name in GENERATION} == GENERATION
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('{"num_latentz": 4}', "has num_latentz; wanted fields of PerceiverConfig: feature_layers,"),
+        ("[4]", "is no object; wanted fields of PerceiverConfig"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_a_resampler_that_is_written_wrongly_is_refused(text, wanted, tmp_path):
+    path = tmp_path / "perceiver.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=wanted):
+        read_perceiver(path)
 
 
 def test_refuses_an_incomplete_text_model(parts, tmp_path):
