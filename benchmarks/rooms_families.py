@@ -21,6 +21,7 @@ from datasets_scripts.rooms.families import FAMILIES
 from evaluation.conditions import SIGHTED
 from evaluation.files import write_json
 from evaluation.runs import METRICS
+from metrics.scene_qa.protocols import match_exactly
 
 TASK, EXACT = "rooms_qa", "EM@1"
 Figures = dict[str, Any]
@@ -41,7 +42,7 @@ def read_predictions(path: Path) -> dict[str, dict[str, bool]]:
         parts = row["sample_id"].split("/")
         if row["task"] != TASK or len(parts) < 2 or parts[1] not in found:
             raise ValueError(f"{path} holds {row['sample_id']} of task {row['task']}; wanted questions of {TASK} alone")
-        found[parts[1]][row["sample_id"]] = row["prediction"] in row["references"]
+        found[parts[1]][row["sample_id"]] = match_exactly(row["prediction"], row["references"])[0]
     return found
 
 

@@ -22,6 +22,7 @@ from modeling_vggt_qwen3.loading_vggt_qwen3 import StrictLoadingMixin
 from modeling_vggt_qwen3.modeling_vggt import VggtModel
 from modeling_vggt_qwen3.modeling_vggt_qwen3 import VggtQwen3ForConditionalGeneration
 from training.assembly import build_processor, fit_to_tokenizer
+from training.checkpoints import cut_off_weights
 
 DTYPES = ("bfloat16", "float32", "float16")
 
@@ -167,7 +168,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     except SafetensorError as error:
-        raise SystemExit(f"error: a weight file of {options.vggt} or {options.qwen3} is cut off: {error}") from error
+        faults = [f"{source}: {cut}" for source in (options.vggt, options.qwen3) if (cut := cut_off_weights(source))]
+        raise SystemExit(f"error: {'; '.join(faults) or error}; copy it again") from error
     print(f"{options.output}: {sum(p.numel() for p in model.parameters()):,} parameters, {options.dtype}")
 
 

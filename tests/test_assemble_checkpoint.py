@@ -135,6 +135,17 @@ def test_refuses_parts_that_do_not_fit(parts, tmp_path):
         assemble(vggt, qwen3, tmp_path / "out")
 
 
+def test_a_part_that_was_cut_off_is_named(parts, tmp_path):
+    shutil.copytree(parts[0], tmp_path / "vggt")
+    weights = tmp_path / "vggt" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    (tmp_path / "perceiver.json").write_text(json.dumps(PERCEIVER))
+    options = ["--vggt", str(tmp_path / "vggt"), "--qwen3", parts[1], "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=r"^error: .*/vggt: model\.safetensors is cut off: it has .*; copy it again"):
+        main([*options, "--perceiver", str(tmp_path / "perceiver.json")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_how_the_text_model_generates_is_kept(assembled):
     kept = json.loads((assembled / "generation_config.json").read_text())
     assert {name: kept.get(name) for name in GENERATION} == GENERATION

@@ -15,6 +15,12 @@ def test_figures_are_those_of_the_predictions(rooms, tmp_path, capsys):
     model, folder = save_checkpoint(tmp_path / "model"), tmp_path / "evaluation"
     words = f"--model {model} --dataset {rooms} --split val --task rooms_qa --controls blind --num-resamples 9"
     evaluator.main([*words.split(), "--output", str(folder), "--gallery", "0", "--max-new-tokens", "2"])
+    main([str(folder), "--output", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    total = sum(row["count"] * row["exact_match"] for row in figures["families"].values())
+    whole = figures["conditions"]["sighted"]
+    assert total / whole["count"] == pytest.approx(whole["exact_match"]), "families are not what eval.py scored"
+
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     asked = [row for row in rows if "/how_many/" in row["sample_id"]]
     for row in asked[1:]:

@@ -48,37 +48,23 @@ class PreparedTexts:
         """
         samples = np.concatenate([row.samples for row in rows])
         row_of = np.repeat(np.arange(len(rows)), [len(row.samples) for row in rows])
-        answers = np.concatenate([self._answers(row) for row in rows])
-        questions = self.text["tail_offsets"][samples] + 1  # <|vision_end|> ends the prefix
-        num_question = self.text["tail_offsets"][samples + 1] - questions
-        first_token = self.text["answer_offsets"][answers]
-        lengths = num_question + self.text["answer_offsets"][answers + 1] - first_token
-
-        prefixes = np.array([len(row.prefix) for row in rows])
+        tokens, is_answer, lengths = self._tokens(samples, np.concatenate([self._answers(row) for row in rows]))
         before = np.cumsum(lengths) - lengths  # tokens of all samples before this one
-        first_of_row = np.searchsorted(row_of, np.arange(len(rows)))
-        starts = prefixes[row_of] + before - before[first_of_row][row_of]
-        ends = prefixes + np.bincount(row_of, lengths, minlength=len(rows)).astype(np.int64)
-        width = -(-int(ends.max()) // multiple) * multiple
-
-        sample = np.repeat(np.arange(len(samples)), lengths)
+        sample = np.repeat(np.arange(len(samples)), lengths)  # of each token, as all that follows
         within = np.arange(len(sample)) - before[sample]
-        is_answer = within >= num_question[sample]
-        tokens = np.empty(len(sample), np.int64)
-        asked, answered = sample[~is_answer], sample[is_answer]
-        tokens[~is_answer] = self.text["tail_tokens"][questions[asked] + within[~is_answer]]
-        tokens[is_answer] = self.text["answer_tokens"][
-            first_token[answered] + within[is_answer] - num_question[answered]
-        ]
-        place = row_of[sample] * width + starts[sample] + within
+        first_of_row = np.searchsorted(row_of, np.arange(len(rows)))
+        prefixes = np.array([len(row.prefix) for row in rows])
+        starts = prefixes[row_of] + before - before[first_of_row][row_of]
+        width = -(-int((starts + lengths).max()) // multiple) * multiple
         values = {
             "input_ids": tokens,
             "attention_mask": np.ones_like(tokens),
             "labels": np.where(is_answer, tokens, IGNORE_INDEX),
             "task_ids": self.tasks[samples][sample],
-            "position_ids": prefixes[row_of[sample]] + within,  # a segment's positions go on behind the prefix
+            "position_ids": prefixes[row_of][sample] + within,  # a segment's positions go on behind the prefix
             "segment_ids": (np.arange(len(samples)) - first_of_row[row_of] + 1)[sample],
         }
+        place = row_of[sample] * width + starts[sample] + within
         batch = {}
         for key, flat in values.items():
             fill = pad_token_id if key == "input_ids" else FILL.get(key, 0)
@@ -88,6 +74,19 @@ class PreparedTexts:
             self._write_prefix(batch, index, row)
         batch["scene_index"] = np.array([row.scene for row in rows])
         return {key: torch.from_numpy(array) for key, array in batch.items()}
+
+    def _tokens(self, samples: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Question and answer of all samples, one after another [tokens]; which are answers; each sample's length."""
+        questions = self.text["tail_offsets"][samples] + 1  # <|vision_end|> ends the prefix
+        num_question = self.text["tail_offsets"][samples + 1] - questions
+        first_answer = self.text["answer_offsets"][answers]
+        num_answer = self.text["answer_offsets"][answers + 1] - first_answer
+        lengths = np.stack((num_question, num_answer), axis=1)
+        is_answer = np.repeat(np.tile([False, True], len(samples)), lengths.ravel())
+        tokens = np.empty(len(is_answer), np.int64)
+        tokens[~is_answer] = self.text["tail_tokens"][_ranges(questions, num_question)]
+        tokens[is_answer] = self.text["answer_tokens"][_ranges(first_answer, num_answer)]
+        return tokens, is_answer, lengths.sum(axis=1)
 
     def _write_prefix(self, batch: dict[str, np.ndarray], index: int, row: PackedRow) -> None:
         span = (index, slice(len(row.prefix)))
@@ -106,3 +105,8 @@ class PreparedTexts:
                 lot = int(random_stream(row.draw, "answer").integers(count))
                 chosen[(counts == count) & ~is_action] = lot
         return first + chosen
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """`starts[0], starts[0] + 1, …` of all ranges, one after another."""
+    return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
